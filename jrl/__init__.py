@@ -1,0 +1,1 @@
+"""jrl: functional reinforcement learning in JAX, from bandits to reasoning language models."""

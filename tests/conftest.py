@@ -1,0 +1,15 @@
+"""The strict machine: eight simulated devices, rank promotion raises, compiled programs kept."""
+
+import os
+import pathlib
+
+import jax
+
+CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
