@@ -1,10 +1,12 @@
 """Array shapes and function types shared by every room of the house."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 __all__ = [
+    "Algorithm",
     "Array",
     "Bool",
     "Float",
@@ -28,3 +30,18 @@ Scalar = Float[Array, ""] | float
 
 Metrics = dict[str, tuple[Any, Any]]
 """Name -> (sum, weight). The mean is sum / weight, divided once, after every reduction."""
+
+
+class Algorithm(NamedTuple):
+    """What a driver needs of a learning algorithm: pure functions and one number.
+
+    `init(key, hp) -> state`, `iterate(state, hp) -> (state, metrics)` and
+    `evaluate(state, key, hp) -> metrics`, with metrics as name -> (sum, weight). A state holds
+    arrays only, so it stacks into populations, shards and checkpoints as it is.
+    """
+
+    init: Callable[[Key, PyTree], PyTree]
+    iterate: Callable[[PyTree, PyTree], tuple[PyTree, Metrics]]
+    evaluate: Callable[[PyTree, Key, PyTree], Metrics]
+    steps_per_iteration: int
+    """Environment steps (or examples) that one call of `iterate` consumes."""

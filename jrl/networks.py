@@ -1,0 +1,211 @@
+"""Networks: flax NNX modules made into pure functions on plain dicts of parameters."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jrl.distributions import Categorical, Distribution, Normal
+from jrl.types import Array, Bool, Key, Params, PyTree
+
+__all__ = ["ActorCritic", "Network", "RecurrentActorCritic", "actor_critic", "functional", "unroll"]
+
+
+class Network(NamedTuple):
+    """A pair of pure functions, and the memory of a recurrent network.
+
+    `init(key) -> params`; `apply(params, carry, observation, reset) -> (output, carry)` on any
+    leading axes; `carry(batch) -> carry` makes the first memory, `()` where there is none.
+    `reset` marks observations that begin an episode: the memory is cleared before them.
+    """
+
+    init: Callable[[Key], Params]
+    apply: Callable[..., tuple[Any, PyTree]]
+    carry: Callable[[int], PyTree] = lambda batch: ()
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether the network remembers anything."""
+        return bool(jax.tree.leaves(self.carry(1)))
+
+
+def functional(make: Callable[[nnx.Rngs], nnx.Module]):
+    """Splits a module once into `init(key) -> params` and `apply(params, *args)`.
+
+    The parameters are a plain nested dict, the structure is merged back at trace time, and
+    nothing but jax's own transformations is needed. Raises ValueError if the module holds
+    state that is not `nnx.Param`: keys, caches and memories are arguments and results.
+
+    >>> init, apply = functional(lambda rngs: nnx.Linear(2, 3, rngs=rngs))
+    >>> apply(init(jax.random.key(0)), jnp.ones(2)).shape
+    (3,)
+    """
+    graph, _ = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param)
+
+    def init(key):
+        return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(key)), nnx.Param)[1])
+
+    def apply(params, *args):
+        return nnx.merge(graph, params)(*args)
+
+    return init, apply
+
+
+def _dense(inputs: int, outputs: int, scale: float, rngs: nnx.Rngs) -> nnx.Linear:
+    initializer = nnx.initializers.orthogonal(scale)
+    return nnx.Linear(inputs, outputs, kernel_init=initializer, rngs=rngs)
+
+
+class MLP(nnx.Module):
+    """Dense layers with an activation between them, orthogonally initialised."""
+
+    def __init__(self, sizes: Sequence[int], out_scale: float, activation, rngs: nnx.Rngs):
+        scales = [math.sqrt(2)] * (len(sizes) - 2) + [out_scale]
+        pairs = zip(sizes[:-1], sizes[1:], scales, strict=True)
+        self.layers = nnx.List([_dense(i, o, scale, rngs) for i, o, scale in pairs])
+        self.activation = activation
+
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., inputs] to [..., outputs]."""
+        for layer in self.layers[:-1]:
+            x = self.activation(layer(x))
+        return self.layers[-1](x)
+
+
+class Head(nnx.Module):
+    """Turns the outputs of a network into a distribution over the actions of a space."""
+
+    def __init__(self, action_space):
+        self.discrete = hasattr(action_space, "n")
+        self.size = action_space.n if self.discrete else math.prod(action_space.shape)
+        if not self.discrete:
+            self.log_std = nnx.Param(jnp.zeros(self.size))
+
+    def __call__(self, x: Array) -> Distribution:
+        """Maps [..., size] to a distribution; the Gaussian's std does not depend on the state."""
+        if self.discrete:
+            return Categorical(x)
+        log_std = self.log_std[...]
+        return Normal(x, jnp.broadcast_to(log_std, x.shape))
+
+
+class Encoder(nnx.Module):
+    """Flattens an observation into a vector: one-hot for discrete ones, floats otherwise."""
+
+    def __init__(self, observation_space):
+        self.categories = getattr(observation_space, "n", 0)
+        self.rank = len(observation_space.shape)
+        self.size = self.categories or math.prod(observation_space.shape)
+
+    def __call__(self, observation: Array) -> Array:
+        """Maps [..., *shape] to [..., size]."""
+        if self.categories:
+            return jax.nn.one_hot(observation, self.categories)
+        lead = observation.shape[: observation.ndim - self.rank]
+        return observation.reshape(*lead, self.size).astype(jnp.float32)
+
+
+class ActorCritic(nnx.Module):
+    """Policy and state value in two networks that share nothing."""
+
+    def __init__(self, observation_space, action_space, hidden, activation, rngs: nnx.Rngs):
+        self.encoder = Encoder(observation_space)
+        self.head = Head(action_space)
+        sizes = (self.encoder.size, *hidden)
+        self.policy = MLP((*sizes, self.head.size), 0.01, activation, rngs)
+        self.value = MLP((*sizes, 1), 1.0, activation, rngs)
+
+    def __call__(self, carry: PyTree, observation: Array, reset: Bool[Array, "*batch"]):
+        """Returns ((distribution, value), carry)."""
+        x = self.encoder(observation)
+        return (self.head(self.policy(x)), self.value(x)[..., 0]), carry
+
+
+class RecurrentActorCritic(nnx.Module):
+    """A gated recurrent unit below two networks, one for the policy and one for the value."""
+
+    def __init__(
+        self, observation_space, action_space, hidden, activation, memory: int, rngs: nnx.Rngs
+    ):
+        self.encoder = Encoder(observation_space)
+        self.head = Head(action_space)
+        self.embed = _dense(self.encoder.size, memory, math.sqrt(2), rngs)
+        # Without a bias on the hidden side: one bias per gate is all that is identifiable.
+        self.inputs = _dense(memory, 3 * memory, 1.0, rngs)
+        self.hidden = nnx.Linear(
+            memory,
+            3 * memory,
+            use_bias=False,
+            kernel_init=nnx.initializers.orthogonal(1.0),
+            rngs=rngs,
+        )
+        self.activation = activation
+        self.policy = MLP((memory, *hidden, self.head.size), 0.01, activation, rngs)
+        self.value = MLP((memory, *hidden, 1), 1.0, activation, rngs)
+
+    def __call__(self, carry: Array, observation: Array, reset: Bool[Array, "*batch"]):
+        """Advances the memory by one observation; returns ((distribution, value), carry).
+
+            h <- (1 - z) n + z h,  n = tanh(W x + r U h)
+
+        Source: Cho et al. 2014, https://arxiv.org/abs/1406.1078, in the variant of cuDNN.
+        """
+        carry = jnp.where(jnp.expand_dims(reset, -1), 0.0, carry)
+        x = self.inputs(self.activation(self.embed(self.encoder(observation))))
+        xr, xz, xn = jnp.split(x, 3, -1)
+        hr, hz, hn = jnp.split(self.hidden(carry), 3, -1)
+        update = jax.nn.sigmoid(xz + hz)
+        candidate = jnp.tanh(xn + jax.nn.sigmoid(xr + hr) * hn)
+        carry = (1 - update) * candidate + update * carry
+        return (self.head(self.policy(carry)), self.value(carry)[..., 0]), carry
+
+
+def actor_critic(
+    observation_space,
+    action_space,
+    hidden: Sequence[int] = (64, 64),
+    activation: Callable[[Array], Array] = jnp.tanh,
+    memory: int = 0,
+) -> Network:
+    """Makes the network of the on-policy algorithms; `memory` > 0 gives it a GRU of that size.
+
+    The output is (distribution over actions, state value [...]). Orthogonal initialisation with
+    gain sqrt 2, 0.01 for the policy's last layer and 1 for the value's.
+
+    >>> from jrl.envs.spaces import Box, Discrete
+    >>> network = actor_critic(Box(-1.0, 1.0, (3,)), Discrete(2))
+    >>> params = network.init(jax.random.key(0))
+    >>> (policy, value), carry = network.apply(params, (), jnp.ones((5, 3)), jnp.zeros(5, bool))
+    >>> policy.logits.shape, value.shape
+    ((5, 2), (5,))
+    """
+    if not memory:
+        init, apply = functional(
+            lambda rngs: ActorCritic(observation_space, action_space, hidden, activation, rngs)
+        )
+        return Network(init, apply)
+    init, apply = functional(
+        lambda rngs: RecurrentActorCritic(
+            observation_space, action_space, hidden, activation, memory, rngs
+        )
+    )
+    return Network(init, apply, lambda batch: jnp.zeros((batch, memory)))
+
+
+def unroll(network: Network, params: Params, carry: PyTree, observation: Array, reset: Array):
+    """Applies a network along the leading (time) axis.
+
+    Returns the outputs [T, ...] and the memories after each step [T, ...]. A network without
+    memory sees all steps at once.
+    """
+    if not network.recurrent:
+        return network.apply(params, carry, observation, reset)
+
+    def body(carry, x):
+        output, carry = network.apply(params, carry, *x)
+        return carry, (output, carry)
+
+    return jax.lax.scan(body, carry, (observation, reset))[1]

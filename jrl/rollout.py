@@ -1,0 +1,139 @@
+"""Acting in environments: trajectories for learning, returns for evaluation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jrl import rng
+from jrl.envs.wrappers import VectorEnvironment, episode_statistics, vectorize
+from jrl.types import Key, Leaf, Metrics, PyTree
+
+__all__ = ["Actor", "Policy", "Trajectory", "episode_metrics", "evaluate", "start", "unroll"]
+
+Policy = Callable[[Key, PyTree, PyTree, Any], tuple[Any, PyTree, PyTree]]
+"""(key, carry, observation, reset) -> (action, carry, whatever is to be recorded)."""
+
+
+class Actor(struct.PyTreeNode):
+    """Where a batch of environments and the policy's memory stand between two rollouts."""
+
+    env: Leaf
+    observation: Leaf
+    reset: Leaf
+    """Whether the observation begins an episode."""
+    carry: Leaf
+
+
+class Trajectory(struct.PyTreeNode):
+    """What happened, time-major: every array is [T, B, ...]."""
+
+    observation: Leaf
+    reset: Leaf
+    action: Leaf
+    recorded: Leaf
+    """What the policy asked to keep, for example log-probabilities."""
+    reward: Leaf
+    terminated: Leaf
+    truncated: Leaf
+    final_observation: Leaf
+    """The observation that followed the action, before any auto-reset."""
+    info: Leaf
+
+
+def start(key: Key, env: VectorEnvironment, env_params: PyTree, carry: PyTree = ()) -> Actor:
+    """Resets every environment of the batch."""
+    observation, state = env.reset(key, env_params)
+    return Actor(state, observation, jnp.ones(env.num_envs, bool), carry)
+
+
+def unroll(
+    key: Key, env: VectorEnvironment, env_params: PyTree, policy: Policy, actor: Actor, length: int
+) -> tuple[Actor, Trajectory]:
+    """Takes `length` steps in every environment of the batch.
+
+    The randomness of the environments, new episodes included, is drawn before the scan in one
+    batch: on a CPU, hashing keys inside the loop costs more than the physics.
+    """
+    env_key, policy_key = jax.random.split(key)
+    noise = jax.vmap(env.draw, (0, None))(jax.random.split(env_key, length), env_params)
+
+    def body(actor, x):
+        key, noise = x
+        action, carry, recorded = policy(key, actor.carry, actor.observation, actor.reset)
+        observation, state, reward, terminated, truncated, info = env.advance(
+            noise, actor.env, action, env_params
+        )
+        info = dict(info)
+        final = info.pop("final_observation")
+        step = Trajectory(
+            actor.observation,
+            actor.reset,
+            action,
+            recorded,
+            reward,
+            terminated,
+            truncated,
+            final,
+            info,
+        )
+        return Actor(state, observation, terminated | truncated, carry), step
+
+    return jax.lax.scan(body, actor, (rng.batch_keys(policy_key, (length,)), noise))
+
+
+def episode_metrics(trajectory: Trajectory) -> Metrics:
+    """Return and length of the episodes that ended in a trajectory, as (sum, count).
+
+    Needs `wrappers.episode_statistics` below the batch.
+    """
+    done = (trajectory.terminated | trajectory.truncated).astype(jnp.float32)
+    count = jnp.sum(done)
+    return {
+        name: (jnp.sum(done * trajectory.info[name]), count)
+        for name in ("episode_return", "episode_length")
+    }
+
+
+def evaluate(
+    key: Key,
+    env,
+    env_params: PyTree,
+    policy: Policy,
+    carry: PyTree,
+    episodes: int,
+    max_steps: int | None = None,
+) -> Metrics:
+    """Plays one episode in each of `episodes` environments; returns (sum, count) of returns.
+
+    Stops when all have ended, or after `max_steps` (by default the environment's own limit):
+    what an unfinished episode earned until then counts. Raises ValueError if there is neither.
+    """
+    limit = max_steps or getattr(env_params, "max_steps_in_episode", None)
+    if limit is None:
+        raise ValueError(f"{env.name} has no max_steps_in_episode: give max_steps to evaluate")
+    batch = vectorize(episode_statistics(env), episodes)
+    start_key, loop_key = jax.random.split(key)
+    actor = start(start_key, batch, env_params, carry)
+    zeros = jnp.zeros(episodes)
+
+    def running(x):
+        t, _, _, active = x[:4]
+        return (t < limit) & jnp.any(active)
+
+    def body(x):
+        t, actor, returns, active, lengths = x
+        step_key = jax.random.fold_in(loop_key, t)
+        actor, step = unroll(step_key, batch, env_params, policy, actor, 1)
+        returns = jnp.where(active, step.info["episode_return"][0], returns)
+        lengths = jnp.where(active, step.info["episode_length"][0], lengths)
+        return t + 1, actor, returns, active & ~actor.reset, lengths
+
+    first = (jnp.int32(0), actor, zeros, jnp.ones(episodes, bool), jnp.zeros(episodes, jnp.int32))
+    _, _, returns, _, lengths = jax.lax.while_loop(running, body, first)
+    return {
+        "return": (jnp.sum(returns), jnp.float32(episodes)),
+        "length": (jnp.sum(lengths).astype(jnp.float32), jnp.float32(episodes)),
+    }
