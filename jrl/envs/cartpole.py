@@ -83,8 +83,9 @@ def observe(state: State) -> Array:
 
 
 def observation_space(params: Params) -> Box:
-    """Returns the box of observations; velocities are unbounded."""
-    return Box(-math.inf, math.inf, (4,))
+    """Returns the box of observations, failing ones included; velocities are unbounded."""
+    high = (2 * params.x_limit, math.inf, 2 * params.theta_limit, math.inf)
+    return Box(tuple(-bound for bound in high), high, (4,))
 
 
 def action_space(params: Params) -> Discrete:
