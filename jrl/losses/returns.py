@@ -14,8 +14,8 @@ All arrays are time-major, `[T, ...]`, and row t is one step `s_t, a_t -> r, s_{
   the reset of an episode on its last real row; those of masked rows are ignored.
 
 Where a hole follows row t, the functions that know `v_tm1` (`generalized_advantages`, `vtrace`)
-bootstrap from V of the next real row, for `v_t[t]` then is the value of a masked position. The
-others use `v_t[t]` as it stands.
+bootstrap from V of the next real row (V' and A' are carried over the hole), for `v_t[t]` then is
+the value of a masked position. The others use `v_t[t]` as it stands.
 
 Gradients flow through all arguments: stop them where a target is used.
 """
@@ -45,14 +45,11 @@ Mask = Flags | Sequence
 
 
 class VTrace(NamedTuple):
-    """What `vtrace` returns, each `[T, ...]`."""
+    """Results of `vtrace`: targets - v_tm1, targets of V(s_t), weights of grad log pi(a_t|s_t)."""
 
     errors: Array
-    """targets - v_tm1, accumulated without that cancellation."""
     targets: Array
-    """v_s, the regression targets of V(s_t); zero in masked rows."""
     pg_advantages: Array
-    """Weights of grad log pi(a_t | s_t), importance ratio included."""
 
 
 def reward_to_go(
@@ -70,10 +67,8 @@ def reward_to_go(
     Args:
         r_t: rewards, float `[T, ...]`.
         reset_t, mask_t: ends of episodes, bool, and real steps, bool or float, `[T, ...]`.
-
     Returns:
         Sums, float `[T, ...]`; zero in masked rows.
-
     Raises:
         AssertionError: wrong dtypes, or shapes that differ.
 
@@ -101,10 +96,8 @@ def discounted_returns(
         r_t, discount_t: rewards and gamma * (1 - terminated), float `[T, ...]`.
         v_t: values of the next (final) observations, float `[T, ...]`; None for zeros.
         reset_t, mask_t: ends of episodes, bool, and real steps, bool or float, `[T, ...]`.
-
     Returns:
         Returns, float `[T, ...]`; zero in masked rows.
-
     Raises:
         AssertionError: wrong dtypes, or shapes that differ.
 
@@ -140,10 +133,8 @@ def n_step_returns(
         v_t: values of the next (final) observations, float `[T, ...]`.
         n: rewards per return, at least 1; static, it costs O(min(n, T) * T).
         reset_t, mask_t: ends of episodes, bool, and real steps, bool or float, `[T, ...]`.
-
     Returns:
         Returns, float `[T, ...]`; zero in masked rows.
-
     Raises:
         AssertionError: wrong dtypes, or shapes that differ.
         ValueError: n is less than 1.
@@ -151,8 +142,6 @@ def n_step_returns(
     >>> r_t, discount_t = jnp.array([1.0, 2.0, 4.0]), jnp.array([0.5, 0.5, 0.5])
     >>> n_step_returns(r_t, discount_t, jnp.array([8.0, 8.0, 8.0]), 2)
     Array([4., 6., 8.], dtype=float32)
-    >>> n_step_returns(r_t, discount_t, jnp.array([8.0, 8.0, 8.0]), 1)
-    Array([5., 6., 8.], dtype=float32)
     """
     _check((r_t, discount_t, v_t), (), reset_t, mask_t)
     if n < 1:
@@ -189,15 +178,12 @@ def lambda_returns(
         v_t: values of the next (final) observations, float `[T, ...]`.
         lambda_: 0 for one-step returns, 1 for Monte-Carlo ones; a number, or float `[T, ...]`.
         reset_t, mask_t: ends of episodes, bool, and real steps, bool or float, `[T, ...]`.
-
     Returns:
         Returns, float `[T, ...]`; zero in masked rows.
-
     Raises:
         AssertionError: wrong dtypes, or shapes that differ.
 
-    >>> r_t, discount_t = jnp.array([1.0, 2.0]), jnp.array([0.5, 0.5])
-    >>> lambda_returns(r_t, discount_t, jnp.array([4.0, 8.0]), 0.5)
+    >>> lambda_returns(jnp.array([1.0, 2.0]), jnp.array([0.5, 0.5]), jnp.array([4.0, 8.0]), 0.5)
     Array([3.5, 6. ], dtype=float32)
     """
     _check((r_t, discount_t, v_t), (lambda_,), reset_t, mask_t)
@@ -230,12 +216,9 @@ def generalized_advantages(
         r_t, discount_t: rewards and gamma * (1 - terminated), float `[T, ...]`.
         lambda_: 0 for one-step errors, 1 for Monte-Carlo ones; a number, or float `[T, ...]`.
         v_tm1, v_t: values of the observations and of the next (final) ones, float `[T, ...]`.
-        reset_t, mask_t: ends of episodes, bool, and real steps, bool or float, `[T, ...]`. Both
-            V' and A' are carried over holes.
-
+        reset_t, mask_t: ends of episodes, bool, and real steps, bool or float, `[T, ...]`.
     Returns:
         Advantages, float `[T, ...]`; zero in masked rows.
-
     Raises:
         AssertionError: wrong dtypes, or shapes that differ.
 
@@ -284,12 +267,9 @@ def vtrace(
         clip_rho: largest ratio in delta; it sets which policy's value is learnt.
         clip_c: largest ratio in the trace; it sets the variance only.
         clip_pg_rho: largest ratio in the advantages.
-        reset_t, mask_t: ends of episodes, bool, and real steps, bool or float, `[T, ...]`. Both
-            V' and e' are carried over holes.
-
+        reset_t, mask_t: ends of episodes, bool, and real steps, bool or float, `[T, ...]`.
     Returns:
         `VTrace(errors, targets, pg_advantages)`, float `[T, ...]`; zero in masked rows.
-
     Raises:
         AssertionError: wrong dtypes, or shapes that differ.
 
@@ -339,10 +319,8 @@ def retrace(
             not read in the last row of an episode, where no next action exists.
         lambda_: mixing of one-step (0) and long (1) returns; a number, or float `[T, ...]`.
         reset_t, mask_t: ends of episodes, bool, and real steps, bool or float, `[T, ...]`.
-
     Returns:
         Targets, float `[T, ...]`; zero in masked rows.
-
     Raises:
         AssertionError: wrong dtypes, or shapes that differ.
 
