@@ -309,7 +309,7 @@ def retrace(
               r_t + discount_t * v_t where truncated
 
     Source: Munos, Stepleton, Harutyunyan & Bellemare, "Safe and efficient off-policy
-    reinforcement learning", 2016, eq. 3 and 4, https://arxiv.org/abs/1606.02647, as a recursion.
+    reinforcement learning", 2016, section 3, https://arxiv.org/abs/1606.02647, as a recursion.
 
     Args:
         q_t: Q(s_{t+1}, a_{t+1}) of the action taken next, float `[T, ...]`.
