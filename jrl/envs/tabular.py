@@ -18,9 +18,18 @@ from flax import struct
 
 from jrl.envs.environment import Environment, Step
 from jrl.envs.spaces import Box, Discrete
-from jrl.types import Array, Key, Leaf
+from jrl.types import Array, Float, Key, Leaf
 
-__all__ = ["Params", "State", "TabularMDP", "as_environment", "make_mdp", "make_params"]
+__all__ = [
+    "Params",
+    "State",
+    "TabularMDP",
+    "accumulate",
+    "as_environment",
+    "draw",
+    "make_mdp",
+    "make_params",
+]
 
 
 class TabularMDP(struct.PyTreeNode):
@@ -66,15 +75,36 @@ class State(struct.PyTreeNode):
     time: Leaf
 
 
+def accumulate(probabilities: Float[Array, "*batch N"]) -> Float[Array, "*batch N"]:
+    """Prepares distributions for `draw`: cumulative sums, with impossible outcomes set to 0.
+
+    >>> accumulate(jnp.array([0.25, 0.0, 0.75]))
+    Array([0.25, 0.  , 1.  ], dtype=float32)
+    """
+    # Zeroing the impossible outcomes keeps the rounding of a parallel sum from ever drawing them,
+    # and dividing by the largest entry keeps the last possible one at exactly 1.
+    totals = jnp.where(probabilities > 0, jnp.cumsum(probabilities, -1), 0.0)
+    return totals / totals.max(-1, keepdims=True)
+
+
+def draw(cumulative: Float[Array, "*batch N"], uniform: Float[Array, "*batch"]):
+    """Turns a uniform number in [0, 1) into the outcome it falls on, int32[*batch].
+
+    >>> int(draw(accumulate(jnp.array([0.25, 0.0, 0.75])), jnp.array(0.25)))
+    2
+    """
+    return jnp.argmax(cumulative > uniform[..., None], -1).astype(jnp.int32)
+
+
 def reset(key: Key, params: Params) -> tuple[Array, State]:
     """Draws the first state from the initial distribution."""
-    index = _invert(params.start, jax.random.uniform(key))
+    index = draw(params.start, jax.random.uniform(key))
     return index, State(index, jnp.int32(0))
 
 
 def step(key: Key, state: State, action: Array, params: Params) -> Step:
     """Draws the next state with one uniform number, by inverting the cumulative distribution."""
-    following = _invert(params.cumulative[state.index, action], jax.random.uniform(key))
+    following = draw(params.cumulative[state.index, action], jax.random.uniform(key))
     # The rank is a shape, so this branch is taken at trace time.
     if params.rewards.ndim == 3:
         reward = params.rewards[following, state.index, action]
@@ -158,8 +188,8 @@ def make_params(mdp: TabularMDP, max_steps_in_episode: Leaf = math.inf) -> Param
     """
     rewards = mdp.reward if mdp.outcome is None else mdp.outcome
     return Params(
-        cumulative=_accumulate(jnp.moveaxis(mdp.transition, 0, -1)),
-        start=_accumulate(mdp.initial),
+        cumulative=accumulate(jnp.moveaxis(mdp.transition, 0, -1)),
+        start=accumulate(mdp.initial),
         rewards=rewards,
         terminal=mdp.terminal,
         max_steps_in_episode=max_steps_in_episode,
@@ -199,17 +229,6 @@ def as_environment(
         return encode(index, params), *rest
 
     return Environment("Tabular", reset_one_hot, step_one_hot, one_hot_space, action_space, params)
-
-
-def _accumulate(probabilities: Array) -> Array:
-    # Zeroing the impossible outcomes keeps rounding of a parallel sum from ever drawing them,
-    # and dividing by the largest entry keeps the last possible one at exactly 1.
-    totals = jnp.where(probabilities > 0, jnp.cumsum(probabilities, -1), 0.0)
-    return totals / totals.max(-1, keepdims=True)
-
-
-def _invert(cumulative: Array, uniform: Array) -> Array:
-    return jnp.argmax(cumulative > uniform, -1).astype(jnp.int32)
 
 
 def _check_shapes(transition: np.ndarray, reward: np.ndarray, initial: np.ndarray) -> None:
