@@ -59,7 +59,7 @@ def check_float64_grads(f, *args, modes=("fwd", "rev"), order=1, atol=1e-6, rtol
         def of_floats(*floats):
             full = list(args)
             for i, x in zip(float_at, floats, strict=True):
-                full[i] = x
+                full[i] = jnp.asarray(x)
             return f(*full)
 
         primals = [jnp.asarray(args[i], jnp.float64) for i in float_at]
