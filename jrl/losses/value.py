@@ -342,10 +342,11 @@ def quantile_huber_loss(
 
     Source: Dabney et al. 2018, eq. 10 and algorithm 1, https://arxiv.org/abs/1710.10044.
     Args: estimates x `quantiles` [*batch, N]; their levels `taus` [*batch, N] or one row [N];
-    samples or quantiles of the target distribution y `targets` [*batch, M]; `threshold` k > 0.
+    samples or quantiles of the target distribution y `targets` [*batch, M]; `threshold` k >= 0,
+    where 0 stands for |u| in place of huber(u), the one that estimates exact quantiles.
     Returns: [*batch]; gradients reach `quantiles` only. Raises: AssertionError for other shapes.
-    Deviation: none from eq. 10; IQN (Dabney et al. 2018b, eq. 3) divides by k besides, the same
-    number at k = 1. Only k -> 0 estimates quantiles exactly; k = inf estimates expectiles.
+    Deviation: none; IQN (Dabney et al. 2018b, https://arxiv.org/abs/1806.06923, eq. 3) divides by
+    k besides, the same number at k = 1.
 
     >>> quantile_huber_loss(jnp.array([0.0, 2.0]), jnp.array([0.25, 0.75]), jnp.array([1.0]))
     Array(0.25, dtype=float32)
@@ -357,7 +358,9 @@ def quantile_huber_loss(
     taus = jnp.broadcast_to(taus, quantiles.shape)[..., :, None]
     error = jax.lax.stop_gradient(targets)[..., None, :] - quantiles[..., :, None]
     weight = jnp.where(error < 0, 1 - taus, taus)
-    return jnp.sum(jnp.mean(weight * huber_loss(error, threshold), axis=-1), axis=-1)
+    # A threshold may be traced, so that both cores are computed.
+    core = jnp.where(jnp.asarray(threshold) > 0, huber_loss(error, threshold), jnp.abs(error))
+    return jnp.sum(jnp.mean(weight * core, axis=-1), axis=-1)
 
 
 def _select(q: Float[Array, "*batch A"], a: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
