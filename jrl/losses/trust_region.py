@@ -154,9 +154,7 @@ def proportional_kl(state: ProportionalKL, kl: Scalar, n: Scalar = 1.0) -> Propo
     return state._replace(beta=state.beta * (1.0 + error * n / state.horizon))
 
 
-def fixed_kl(
-    state: KLPenalty | ProportionalKL, kl: Scalar, n: Scalar = 1.0
-) -> KLPenalty | ProportionalKL:
+def fixed_kl(state: KLPenalty | ProportionalKL, kl: Scalar) -> KLPenalty | ProportionalKL:
     """Leaves the coefficient as it is.
 
         beta <- beta
@@ -165,7 +163,7 @@ def fixed_kl(
 
     Args:
         state: of any controller.
-        kl, n: not used; here so that all three have one signature.
+        kl: not used; here so that it can stand in a controller's place.
     Returns:
         The same state.
     Raises:
@@ -174,7 +172,7 @@ def fixed_kl(
     >>> float(fixed_kl(init_kl_penalty(beta=3.0), 9.0).beta)
     3.0
     """
-    del kl, n
+    del kl
     return state
 
 
