@@ -20,7 +20,6 @@ from jax.sharding import PartitionSpec as P
 from jrl import train
 from jrl.checkpoint import Checkpointer, CorruptCheckpointError
 
-
 # When one array cannot be read, orbax leaves the reads of the others to a closed event loop.
 corrupting = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
