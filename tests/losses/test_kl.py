@@ -1,5 +1,6 @@
 """KL estimators against verl, exact divergences against enumeration, SciPy and quadrature."""
 
+import functools
 import inspect
 
 import jax
@@ -22,7 +23,12 @@ estimators = {"k1": kl.kl_k1, "k2": kl.kl_k2, "k3": kl.kl_k3, "k3+": kl.kl_k3_pl
 
 def gradients_hold(f, *args):
     # Finite differences hand over NumPy arrays, which the annotations refuse.
-    check_float64_grads(lambda *a: f(*map(jnp.asarray, a)), *args)
+    check_float64_grads(jax.jit(lambda *a: f(*map(jnp.asarray, a))), *args)
+
+
+@functools.cache
+def jit_grad(f, argnums=0):
+    return jax.jit(jax.grad(f, argnums))
 
 
 # Estimators
@@ -66,13 +72,17 @@ def expectation(f, logits, ref_logits):
     return jnp.sum(weights * f(jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)))
 
 
+expectations = {f: jax.jit(functools.partial(expectation, f)) for f in estimators.values()}
+expected_grads = {f: jax.jit(jax.grad(functools.partial(expectation, f))) for f in expectations}
+
+
 @few
 @given(seed=seeds)
 def test_expectations_of_k1_and_k3_are_the_divergence(seed):
     logits, ref = jnp.asarray(np.random.default_rng(seed).normal(0, 2, (2, 5)), jnp.float32)
     exact = kl.categorical_kl(logits, ref)
     for f in (kl.kl_k1, kl.kl_k3, kl.kl_k3_plus):
-        close(expectation(f, logits, ref), exact, rtol=1e-3, atol=1e-4)
+        close(expectations[f](logits, ref), exact, rtol=1e-3, atol=1e-4)
 
 
 @few
@@ -81,10 +91,10 @@ def test_expected_gradients_are_what_the_module_says(seed):
     logits, ref = jnp.asarray(np.random.default_rng(seed).normal(0, 1, (2, 5)), jnp.float32)
 
     def gradient(f):
-        return jax.grad(lambda x: expectation(f, x, ref))(logits)
+        return expected_grads[f](logits, ref)
 
-    reverse = jax.grad(kl.categorical_kl)(logits, ref)
-    forward = jax.grad(kl.categorical_kl, 1)(ref, logits)
+    reverse = jit_grad(kl.categorical_kl)(logits, ref)
+    forward = jit_grad(kl.categorical_kl, 1)(ref, logits)
     near = {"rtol": 1e-3, "atol": 1e-5}
     # Tunix puts k1 into GRPO's loss: it trains nothing.
     close(gradient(kl.kl_k1), np.zeros(5), **near)
@@ -127,9 +137,9 @@ def test_forbidden_choices_add_nothing_and_keep_gradients_finite():
     q = jnp.array([1.0, -jnp.inf, 0.0])
     close(kl.categorical_kl(p, q), kl.categorical_kl(p[::2], q[::2]))
     close(kl.categorical_entropy(p), kl.categorical_entropy(p[::2]))
-    grads = jax.grad(kl.categorical_kl, (0, 1))(p, q)
+    grads = jit_grad(kl.categorical_kl, (0, 1))(p, q)
     assert all(np.all(np.isfinite(g)) for g in grads)
-    close(jax.grad(kl.categorical_entropy)(p)[::2], jax.grad(kl.categorical_entropy)(p[::2]))
+    close(jit_grad(kl.categorical_entropy)(p)[::2], jit_grad(kl.categorical_entropy)(p[::2]))
     # Forbidden in p only: the mass of the others; in q only: infinitely different.
     close(kl.categorical_kl(p, jnp.zeros(3)), np.log(3) - kl.categorical_entropy(p))
     assert kl.categorical_kl(jnp.zeros(3), q) == jnp.inf

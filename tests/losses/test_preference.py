@@ -20,7 +20,7 @@ wrong = (AssertionError, TypeCheckError)
 
 def gradients_hold(f, *args):
     # Finite differences hand over NumPy arrays, which the annotations refuse.
-    check_float64_grads(lambda *a: f(*map(jnp.asarray, a)), *args)
+    check_float64_grads(jax.jit(lambda *a: f(*map(jnp.asarray, a))), *args)
 
 
 def normals(seed, *shape):

@@ -17,20 +17,22 @@ few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
 wrong = (AssertionError, TypeCheckError)
 kinds = ["grpo", "dr_grpo", "rloo"]
+by_axis = jax.jit(tokens.group_advantages, static_argnames="kind")
+by_id = jax.jit(tokens.group_advantages_by_id, static_argnames=("num_groups", "kind"))
+whiten = jax.jit(tokens.masked_whiten, static_argnames="shift_mean")
 
 
 def gradients_hold(f, *args):
     # Finite differences hand over NumPy arrays, which the annotations refuse.
-    check_float64_grads(lambda *a: f(*map(jnp.asarray, a)), *args)
+    check_float64_grads(jax.jit(lambda *a: f(*map(jnp.asarray, a))), *args)
 
 
 def batch_through_jit_and_vmap(f, *args):
     """For functions that couple the examples of a batch: maps over batches instead."""
-    plain = f(*args)
-    close(jax.jit(f)(*args), plain)
-    two = jax.vmap(f)(*(jnp.stack([a, jnp.zeros_like(a)]) for a in args))
-    close(two[0], plain)
-    return plain
+    one = jax.jit(f)(*args)
+    two = jax.jit(jax.vmap(f))(*(jnp.stack([a, jnp.zeros_like(a)]) for a in args))
+    close(two[0], one)
+    return one
 
 
 def loop(rewards, kind, eps=1e-6):
@@ -54,7 +56,7 @@ def test_advantages_by_id_equal_verl(kind, groups):
     rewards, ids = jnp.asarray(inputs["rewards"]), jnp.asarray(inputs["group_ids"])
 
     def of_batch(rewards, ids):
-        return tokens.group_advantages_by_id(rewards, ids, 4, kind=kind)
+        return by_id(rewards, ids, num_groups=4, kind=kind)
 
     close(batch_through_jit_and_vmap(of_batch, rewards, ids), outputs["advantages"], rtol=1e-4)
 
@@ -63,7 +65,7 @@ def test_advantages_by_id_equal_verl(kind, groups):
 def test_advantages_along_an_axis_equal_verl(kind):
     inputs, outputs = golden("verl", f"{kind}_even")
     rewards = jnp.asarray(inputs["rewards"]).reshape(2, 4)
-    out = through_jit_and_vmap(lambda r: tokens.group_advantages(r, kind=kind), rewards)
+    out = through_jit_and_vmap(lambda r: by_axis(r, kind=kind), rewards)
     close(out, outputs["advantages"].reshape(2, 4), rtol=1e-4)
 
 
@@ -77,13 +79,13 @@ def test_ragged_groups_by_mask_and_by_id_equal_the_loop(seed, kind):
     expected = np.zeros((4, 5), np.float32)
     for g in range(4):
         expected[g, mask[g]] = loop(rewards[g, mask[g]], kind)
-    out = tokens.group_advantages(jnp.asarray(rewards), jnp.asarray(mask), kind)
+    out = by_axis(jnp.asarray(rewards), jnp.asarray(mask), kind=kind)
     close(out, expected, rtol=1e-4, atol=1e-5)
 
     order = rng.permutation(20)
     ids = np.repeat(np.arange(4), 5)[order]
     args = map(jnp.asarray, (rewards.reshape(-1)[order], ids))
-    out = tokens.group_advantages_by_id(*args, 6, jnp.asarray(mask.reshape(-1)[order]), kind)
+    out = by_id(*args, num_groups=6, mask=jnp.asarray(mask.reshape(-1)[order]), kind=kind)
     close(out, expected.reshape(-1)[order], rtol=1e-4, atol=1e-5)
 
 
@@ -92,39 +94,39 @@ def test_ragged_groups_by_mask_and_by_id_equal_the_loop(seed, kind):
 def test_advantages_sum_to_zero_and_leave_one_out_is_rescaled(seed):
     rewards = jnp.asarray(np.random.default_rng(seed).normal(2, 3, (3, 8)), jnp.float32)
     for kind in kinds:
-        close(tokens.group_advantages(rewards, kind=kind).sum(-1), np.zeros(3), atol=1e-4)
+        close(by_axis(rewards, kind=kind).sum(-1), np.zeros(3), atol=1e-4)
     centered = rewards - rewards.mean(-1, keepdims=True)
-    close(tokens.group_advantages(rewards, kind="rloo"), 8 / 7 * centered, atol=1e-5)
-    scaled = tokens.group_advantages(rewards)
+    close(by_axis(rewards, kind="rloo"), 8 / 7 * centered, atol=1e-5)
+    scaled = by_axis(rewards)
     close(scaled.std(-1, ddof=1), np.ones(3), rtol=1e-4)
-    close(tokens.group_advantages(10 * rewards + 3), scaled, rtol=1e-3, atol=1e-4)
+    close(by_axis(10 * rewards + 3), scaled, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", kinds)
 def test_equal_rewards_give_exactly_zero(kind):
     # A rounded mean of 0.1s, divided by the eps, is an advantage out of nothing.
     rewards = jnp.full((1, 7), 0.1)
-    assert not np.any(tokens.group_advantages(rewards, kind=kind))
+    assert not np.any(by_axis(rewards, kind=kind))
     ids = jnp.zeros(7, int)
-    assert not np.any(tokens.group_advantages_by_id(rewards[0], ids, 1, kind=kind))
+    assert not np.any(by_id(rewards[0], ids, num_groups=1, kind=kind))
 
 
 @pytest.mark.parametrize("kind", kinds)
 def test_a_group_of_one_keeps_its_reward_and_an_empty_one_is_zero(kind):
     mask = jnp.array([[True, False], [False, False]])
-    out = tokens.group_advantages(jnp.array([[5.0, 7.0], [7.0, 7.0]]), mask, kind)
+    out = by_axis(jnp.array([[5.0, 7.0], [7.0, 7.0]]), mask, kind=kind)
     close(out, np.array([[5.0, 0.0], [0.0, 0.0]]))
 
 
 def test_an_unknown_id_gives_zero_and_spoils_no_group():
     rewards, ids = jnp.array([1.0, 3.0, 9.0, 9.0]), jnp.array([0, 0, 5, -1])
-    out = tokens.group_advantages_by_id(rewards, ids, 2, kind="dr_grpo")
+    out = by_id(rewards, ids, num_groups=2, kind="dr_grpo")
     close(out, np.array([-1.0, 1.0, 0.0, 0.0]))
 
 
 def test_eps_maps_as_a_hyper_parameter():
     rewards = jnp.array([[0.0, 2.0]])
-    out = jax.vmap(lambda e: tokens.group_advantages(rewards, eps=e))(jnp.array([1e-6, 1.0]))
+    out = jax.vmap(lambda e: by_axis(rewards, eps=e))(jnp.array([1e-6, 1.0]))
     close(out[:, 0, 1], np.array([1 / np.sqrt(2), 1 / (np.sqrt(2) + 1)]))
 
 
@@ -132,11 +134,9 @@ def test_eps_maps_as_a_hyper_parameter():
 def test_advantages_have_float64_gradients(kind):
     rewards = np.random.default_rng(0).normal(size=(3, 4))
     mask, ids = np.arange(12).reshape(3, 4) % 5 > 0, np.array([0, 1, 1, 0])
-    gradients_hold(lambda r: tokens.group_advantages(r, jnp.asarray(mask), kind), rewards)
-    gradients_hold(
-        lambda r: tokens.group_advantages_by_id(r, jnp.asarray(ids), 3, kind=kind), rewards[0]
-    )
-    equal = jax.grad(lambda r: tokens.group_advantages(r, kind=kind)[0])(jnp.ones(4))
+    gradients_hold(lambda r: by_axis(r, jnp.asarray(mask), kind=kind), rewards)
+    gradients_hold(lambda r: by_id(r, jnp.asarray(ids), num_groups=3, kind=kind), rewards[0])
+    equal = jax.grad(lambda r: by_axis(r, kind=kind)[0])(jnp.ones(4))
     assert np.all(np.isfinite(equal))
 
 
@@ -148,7 +148,7 @@ def test_whitening_and_mean_equal_verl():
         inputs, outputs = golden("verl", case)
         x, mask = jnp.asarray(inputs["x"]), jnp.asarray(inputs["mask"])
         out = batch_through_jit_and_vmap(
-            lambda x, m, shift_mean=shift_mean: tokens.masked_whiten(x, m, shift_mean), x, mask
+            lambda x, m, shift_mean=shift_mean: whiten(x, m, shift_mean=shift_mean), x, mask
         )
         close(out, outputs["white"], rtol=1e-4)
         mean = batch_through_jit_and_vmap(tokens.masked_mean, x, mask)
@@ -162,12 +162,12 @@ def test_whitened_elements_have_mean_zero_and_variance_one(seed):
     mask = rng.uniform(size=(4, 6)) < 0.5
     mask[0, :2] = True
     x = np.where(mask, rng.normal(5, 3, (4, 6)), np.inf).astype(np.float32)
-    white = np.asarray(tokens.masked_whiten(jnp.asarray(x), jnp.asarray(mask)))
+    white = np.asarray(whiten(jnp.asarray(x), jnp.asarray(mask)))
     kept = white[mask]
     close(kept.mean(), np.float32(0), atol=1e-4)
     close(kept.std(ddof=1), np.float32(1), rtol=1e-3)
     assert not np.any(white[~mask])
-    kept_mean = np.asarray(tokens.masked_whiten(jnp.asarray(x), jnp.asarray(mask), False))[mask]
+    kept_mean = np.asarray(whiten(jnp.asarray(x), jnp.asarray(mask), shift_mean=False))[mask]
     close(kept_mean.mean(), x[mask].mean(), rtol=1e-3, atol=1e-3)
 
 
@@ -178,16 +178,16 @@ def test_masked_mean_axes_and_empty_masks():
     close(tokens.masked_mean(x, mask, axis=1), np.array([2.0, 0.0]))
     close(tokens.masked_mean(x, mask, axis=(0, 1)), np.float32(2))
     close(tokens.masked_mean(x, mask, axis=0), np.array([1.0, 3.0, 0.0]))
-    assert not np.any(tokens.masked_whiten(x, jnp.zeros((2, 3), bool)))
+    assert not np.any(whiten(x, jnp.zeros((2, 3), bool)))
     alone = jnp.zeros((2, 3), bool).at[0, 1].set(True)
-    assert not np.any(tokens.masked_whiten(x, alone))
+    assert not np.any(whiten(x, alone))
 
 
 def test_masked_gradients():
     x = np.random.default_rng(0).normal(size=(2, 4))
     mask = np.array([[True, True, False, True], [False, True, True, False]])
     gradients_hold(lambda x: tokens.masked_mean(x, jnp.asarray(mask), axis=1), x)
-    gradients_hold(lambda x: tokens.masked_whiten(x, jnp.asarray(mask)), x)
+    gradients_hold(lambda x: whiten(x, jnp.asarray(mask)), x)
 
 
 # Rewards on tokens
