@@ -25,10 +25,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["Recorder", "RunDirectory", "git_commit", "interval", "plain", "versions"]
+__all__ = ["Recorder", "RunDirectory", "UsageError", "git_commit", "interval", "plain", "versions"]
 
 Row = dict[str, Any]
 PACKAGES = ("jrl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy")
+
+
+class UsageError(ValueError):
+    """A mistake of whoever asked, in one line that names it and the fix."""
 
 
 class RunDirectory:
@@ -43,7 +47,7 @@ class RunDirectory:
         try:
             self.config = json.loads(self.config_file.read_text())
         except (OSError, ValueError):
-            raise ValueError(f"{self.path} is no run: it has no readable config.json") from None
+            raise UsageError(f"{self.path} is no run: it has no readable config.json") from None
 
     @classmethod
     def create(
@@ -57,12 +61,12 @@ class RunDirectory:
         """Makes the directory in one rename: whoever looks sees all of it or nothing.
 
         `source` is the experiment's file and `arguments` are its options: `jrl resume` needs
-        both. Raises ValueError if `path` exists, unless it is a run and `overwrite` is set.
+        both. Raises UsageError if `path` exists, unless it is a run and `overwrite` is set.
         """
         path = pathlib.Path(path)
         if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
             if not overwrite:
-                raise ValueError(
+                raise UsageError(
                     f"{path} exists: pass --resume, --overwrite or another --directory"
                 )
             with cls(path).lock():
@@ -98,7 +102,7 @@ class RunDirectory:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ValueError(f"{self.path} is in use: another process is running it") from None
+                raise UsageError(f"{self.path} is in use: another process is running it") from None
             yield
 
     @property
@@ -115,7 +119,7 @@ class RunDirectory:
         try:
             with self.lock():
                 return f"stopped at step {last:,}" if self.started else "not started"
-        except ValueError:
+        except UsageError:
             return f"running, step {last:,}"
 
     def rows(self) -> list[Row]:
@@ -279,7 +283,7 @@ def _over_seeds(rows: list[Row]) -> dict[tuple[int, str], dict[str, float]]:
 def _start_wandb(run: RunDirectory, project: str):
     """Starts an online run, or goes on with the one that this directory began."""
     if importlib.util.find_spec("wandb") is None:
-        raise ValueError("wandb: the package is missing, run `pip install wandb`")
+        raise UsageError("wandb: the package is missing, run `pip install wandb`")
     import wandb
 
     file = run.path / "wandb_id.txt"

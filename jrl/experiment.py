@@ -1,0 +1,400 @@
+"""Experiments: what a file in `experiments/` builds and `jrl run` runs.
+
+The command line knows two methods, so any frozen dataclass that has them is an experiment:
+
+    validate() -> None                          raises ValueError: one line, the field and the fix
+    run(directory, resume=False) -> summary     works in that directory, returns what goes on record
+
+`Experiment` is the one for everything that is an `Algorithm`: a population of settings x seeds
+as one program, run in parts; after each part the state is saved while the next one runs.
+"""
+
+import dataclasses
+import importlib.util
+import itertools
+import math
+import pathlib
+import time
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jrl import loop
+from jrl.checkpoint import Checkpointer
+from jrl.progress import Progress, stopping
+from jrl.run_directory import (
+    Recorder,
+    Row,
+    RunDirectory,
+    UsageError,
+    git_commit,
+    interval,
+    plain,
+    versions,
+)
+from jrl.types import Algorithm, PyTree
+
+__all__ = ["Experiment", "Plan", "Runnable", "Sweep"]
+
+UNCOMPARED = ("devices", "keep", "tensorboard", "wandb")
+"""Fields that may differ between a run and its continuation."""
+
+
+@runtime_checkable
+class Runnable(Protocol):
+    """All that the command line knows of an experiment."""
+
+    def validate(self) -> None:
+        """Raises ValueError with one line that names the field and the fix."""
+        ...
+
+    def run(self, directory: pathlib.Path, resume: bool = False) -> dict[str, Any]:
+        """Runs in `directory` and returns the summary."""
+        ...
+
+
+def _parse_sweep(words: list[str]) -> dict[str, tuple[float, ...]]:
+    sweep = {}
+    for word in words:
+        name, _, values = word.partition("=")
+        try:
+            sweep[name.replace("-", "_")] = tuple(float(x) for x in values.split(","))
+        except ValueError:
+            raise ValueError(f"{word}: write field=value,value,...") from None
+    return sweep
+
+
+Sweep = Annotated[
+    dict[str, tuple[float, ...]],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FIELD=V1,V2,...",
+        instance_from_str=_parse_sweep,
+        is_instance=lambda x: isinstance(x, dict),
+        str_from_instance=lambda x: [f"{k}={','.join(map(str, v))}" for k, v in x.items()],
+    ),
+]
+"""Field of the `Hyper` -> its values; several fields make a grid."""
+
+
+class Plan(NamedTuple):
+    """What an experiment comes to, in whole numbers."""
+
+    algorithm: Algorithm
+    settings: tuple[tuple[str, dict[str, float]], ...]
+    """(label, what it changes in the `Hyper`) of each point of the grid."""
+    iterations: int
+    """Iterations between two points."""
+    steps_per_point: int
+    steps: int
+    requested: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A population: every setting of `sweep` with every seed, all trained at once.
+
+    `make(config)` returns the `Algorithm`. Every `steps / points` environment steps each member
+    is evaluated; `steps` is rounded up to whole iterations, equally many for each point, which
+    the summary says. A field `total_steps` of the config follows `steps`.
+    """
+
+    name: str
+    """Name of the default directory below runs/."""
+    make: tyro.conf.Suppress[Callable[[Any], Algorithm]]
+    """config -> Algorithm."""
+    config: Any
+    """Sizes, compiled in."""
+    hyper: Any
+    """Numbers that the sweep may vary."""
+    steps: int | None = None
+    """Environment steps of every member; None for the config's total_steps."""
+    seeds: int = 4
+    """Members of each setting."""
+    seed: int = 0
+    """The first seed; the others follow it."""
+    sweep: Sweep = dataclasses.field(default_factory=dict)
+    """Values of hyper-parameters, for example `clip_eps=0.1,0.2 anneal=0,1` for a grid of four."""
+    points: int = 20
+    """Evaluations, equally far apart."""
+    checkpoint_every: int = 5
+    """Points between two checkpoints: what a kill can cost."""
+    keep: int = 2
+    """Checkpoints kept."""
+    devices: int | None = None
+    """Devices the members are split over; None for as many as divide the population."""
+    tensorboard: bool = True
+    """Write event files."""
+    wandb: str | None = None
+    """Project on Weights & Biases to log to."""
+
+    def validate(self) -> None:
+        """Raises ValueError with one line that names the field and the fix."""
+        self.plan()
+        if self.devices is not None:
+            self._mesh()
+
+    def plan(self) -> Plan:
+        """Checks every field and works the sizes out; compiles nothing."""
+        for name in ("steps", "seeds", "points", "checkpoint_every", "keep", "devices"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.seed < 0 or self.seed + self.seeds > 2**32:
+            raise ValueError(f"seed must be between 0 and 2^32 - seeds, got {self.seed}")
+        if self.wandb is not None and importlib.util.find_spec("wandb") is None:
+            raise ValueError("wandb: the package is missing, run `pip install wandb`")
+        _check_hyper(self.hyper, self.sweep)
+        requested = self.steps or getattr(self.config, "total_steps", None)
+        if requested is None:
+            raise ValueError("steps must be given: the config has no total_steps to take it from")
+        algorithm = self.make(_with_steps(self.config, requested))
+        unit = algorithm.steps_per_iteration
+        needed = math.ceil(requested / unit)
+        if needed < self.points:
+            raise ValueError(
+                f"steps={requested} is {needed} iterations of {unit} steps, fewer than "
+                f"points={self.points}: raise steps to {self.points * unit} or lower points"
+            )
+        iterations = math.ceil(needed / self.points)
+        steps = iterations * unit * self.points
+        if steps != requested:
+            algorithm = self.make(_with_steps(self.config, steps))
+        grid = [
+            dict(zip(self.sweep, v, strict=True)) for v in itertools.product(*self.sweep.values())
+        ]
+        settings = tuple((_label(setting), setting) for setting in grid)
+        return Plan(algorithm, settings, iterations, iterations * unit, steps, requested)
+
+    def run(
+        self, directory: str | pathlib.Path, resume: bool = False, quiet: bool = False
+    ) -> dict[str, Any]:
+        """Trains the population, or goes on from its last checkpoint, and returns the summary.
+
+        The first SIGTERM or SIGINT lets the part in progress end, saves it and returns a
+        summary whose "finished" is False; nothing is lost. Raises UsageError if `directory`
+        holds a run and `resume` is not set, or one with other options if it is.
+        """
+        plan, run = self.plan(), self._open(directory, resume)
+        if run.summary_file.exists():
+            return run.summary()
+        members, hps, mesh = self._population(plan)
+        with (
+            run.lock(),
+            Checkpointer(run.checkpoints, self.keep) as checkpointer,
+            Progress(plan.steps, len(plan.settings) * self.seeds, quiet) as progress,
+            stopping() as stop,
+        ):
+            members, done, spent = _restore(checkpointer, members, run, plan, progress)
+            recorder = Recorder(run, self.tensorboard, self.wandb)
+            report = None
+            if progress.live:
+                report = lambda point, means: progress.update(point * plan.steps_per_point, means)  # noqa: E731
+            program = loop.make_program(plan.algorithm, plan.iterations, mesh, report)
+            compiled = {}
+            while done < self.points and not stop.is_set():
+                began, points = time.perf_counter(), min(self.checkpoint_every, self.points - done)
+                if points not in compiled:
+                    compiled[points] = program.lower(members, hps, points).compile()
+                    spent["compile_seconds"] += time.perf_counter() - began
+                members, history = compiled[points](members, hps)
+                history = jax.device_get(history)
+                recorder.write(self._rows(plan, history, done))
+                done += points
+                spent["seconds"] += time.perf_counter() - began
+                checkpointer.save(done, _items(members), {"step": done, "spent": spent})
+                progress.part(done * plan.steps_per_point, _means(history), spent)
+            jax.effects_barrier()
+            recorder.close()
+            return self._finish(plan, run, checkpointer, progress, spent, done)
+
+    def _open(self, directory, resume: bool) -> RunDirectory:
+        values = plain(self)
+        if not (pathlib.Path(directory) / "config.json").exists():
+            return RunDirectory.create(directory, values)
+        run = RunDirectory(directory)
+        if run.started and not resume:
+            raise UsageError(f"{run.path} exists: resume it or choose another directory")
+        for name, saved in run.config["values"].items():
+            if name not in UNCOMPARED and saved != values.get(name):
+                raise UsageError(
+                    f"{name} is {saved} in {run.path} and now {values.get(name)}: "
+                    f"go on with the same options, or start another directory"
+                )
+        return run
+
+    def _mesh(self):
+        """Takes the largest number of devices that divides the population."""
+        members = self.seeds * math.prod(len(values) for values in self.sweep.values())
+        found = jax.devices()
+        if self.devices is None:
+            n = max(n for n in range(1, len(found) + 1) if members % n == 0)
+        elif self.devices > len(found):
+            raise ValueError(f"devices={self.devices}, but there are only {len(found)}")
+        elif members % self.devices:
+            raise ValueError(
+                f"devices={self.devices} does not divide the population of {members}: "
+                f"choose seeds as a multiple of it, or fewer devices"
+            )
+        else:
+            n = self.devices
+        return jax.make_mesh((n,), (loop.AXIS,), axis_types=(AxisType.Auto,), devices=found[:n])
+
+    def _population(self, plan: Plan):
+        """Starts all members, on their devices from the first program on: it compiles once."""
+        seeds = jnp.arange(self.seed, self.seed + self.seeds, dtype=jnp.uint32)
+        keys = jax.vmap(jax.random.key)(jnp.tile(seeds, len(plan.settings)))
+        columns = [dataclasses.replace(self.hyper, **setting) for _, setting in plan.settings]
+        hps = jax.tree.map(
+            lambda *x: jnp.repeat(jnp.stack([jnp.asarray(v) for v in x]), self.seeds, 0), *columns
+        )
+        mesh = self._mesh()
+        sharding = NamedSharding(mesh, PartitionSpec(loop.AXIS))
+        members = loop.population(plan.algorithm, keys, hps)
+        return jax.device_put(members, sharding), jax.device_put(hps, sharding), mesh
+
+    def _rows(self, plan: Plan, history: dict[str, Any], done: int) -> list[Row]:
+        means = {name: _divide(*sums) for name, sums in history.items()}
+        points, members = next(iter(means.values())).shape
+        return [
+            {
+                "step": (done + point + 1) * plan.steps_per_point,
+                "setting": plan.settings[i // self.seeds][0],
+                "seed": self.seed + i % self.seeds,
+                "means": {name: _number(x[point, i]) for name, x in means.items()},
+            }
+            for point in range(points)
+            for i in range(members)
+        ]
+
+    def _finish(self, plan, run, checkpointer, progress, spent, done) -> dict[str, Any]:
+        checkpointer.wait()
+        step = done * plan.steps_per_point
+        if done < self.points:
+            progress.say(
+                f"stopped and saved at step {step:,} of {plan.steps:,}: "
+                f"go on with `jrl resume {run.path}`"
+            )
+            return {"finished": False, "step": step, "steps": plan.steps}
+        summary = self._summary(plan, run, spent)
+        run.write_summary(summary)
+        return plain(summary)
+
+    def _summary(self, plan: Plan, run: RunDirectory, spent) -> dict[str, Any]:
+        members = len(plan.settings) * self.seeds
+        training = max(spent["seconds"] - spent["compile_seconds"], 1e-9)
+        device = jax.devices()[0]
+        last = [row for row in run.rows() if row["step"] == plan.steps]
+        settings = []
+        for label, setting in plan.settings:
+            rows = [row["means"] for row in last if row["setting"] == label]
+            finals = {
+                name: interval(means[name] for means in rows if means[name] is not None)
+                for name in rows[0]
+            }
+            entry = {"setting": label, "hyper": dataclasses.replace(self.hyper, **setting)}
+            settings.append(entry | {"return": finals.get("eval/return"), "final": finals})
+        note = None
+        if plan.steps != plan.requested:
+            note = (
+                f"steps: {plan.steps} instead of {plan.requested}, rounded up to "
+                f"{self.points} points of {plan.iterations} whole iterations"
+            )
+        return {
+            "finished": True,
+            "name": self.name,
+            "settings": settings,
+            "interval": "95 % Student t interval over seeds, at the last evaluation",
+            "seeds": self.seeds,
+            "population": members,
+            "steps": plan.steps,
+            "steps_requested": plan.requested,
+            "note": note,
+            "seconds": spent["seconds"],
+            "compile_seconds": spent["compile_seconds"],
+            "steps_per_second": plan.steps * members / training,
+            "devices": self._mesh().size,
+            "device": f"{device.platform}: {device.device_kind}",
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+
+
+def _label(setting: dict[str, float]) -> str:
+    return ",".join(f"{name}={value:g}" for name, value in setting.items()) or "default"
+
+
+def _check_hyper(hyper, sweep: dict[str, tuple[float, ...]]) -> None:
+    names = [field.name for field in dataclasses.fields(hyper)]
+    for name in names:
+        if math.isnan(getattr(hyper, name)):
+            raise ValueError(f"hyper.{name} is not a number")
+    for name, values in sweep.items():
+        if name not in names:
+            raise ValueError(f"sweep: no hyper-parameter {name!r}, choose from {', '.join(names)}")
+        if not values or len(set(values)) < len(values) or any(math.isnan(x) for x in values):
+            raise ValueError(f"sweep: {name} needs one or more different numbers, got {values}")
+
+
+def _with_steps(config, steps: int):
+    if any(field.name == "total_steps" for field in dataclasses.fields(config)):
+        config = dataclasses.replace(config, total_steps=steps)
+    if hasattr(config, "validate"):
+        config.validate()
+    return config
+
+
+def _items(members: loop.Member) -> dict[str, PyTree]:
+    """Splits parameters off, so that they can be restored without knowing the rest."""
+    state = members.state
+    learner = getattr(state, "train", state)
+    if not hasattr(learner, "params"):
+        return {"state": members}
+    return {"params": learner.params, "state": _with_params(members, None)}
+
+
+def _with_params(members: loop.Member, params: PyTree) -> loop.Member:
+    state = members.state
+    if hasattr(state, "train"):
+        return members.replace(state=state.replace(train=state.train.replace(params=params)))
+    return members.replace(state=state.replace(params=params))
+
+
+def _restore(checkpointer: Checkpointer, members, run: RunDirectory, plan: Plan, progress):
+    """Returns the newest whole state and forgets whatever was written after it."""
+    spent = {"seconds": 0.0, "compile_seconds": 0.0}
+    if not checkpointer.steps():
+        run.truncate(0)
+        return members, 0, spent
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        step, items, meta = checkpointer.restore(_items(members))
+    for warning in caught:
+        progress.say(f"warning: {warning.message}")
+    checkpointer.discard_after(step)
+    run.truncate(step * plan.steps_per_point)
+    progress.say(f"going on from step {step * plan.steps_per_point:,}")
+    members = items["state"]
+    if "params" in items:
+        members = _with_params(members, items["params"])
+    return members, step, meta["spent"]
+
+
+def _divide(sums, weights):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(sums) / np.asarray(weights)
+
+
+def _number(x) -> float | None:
+    return float(x) if math.isfinite(x) else None
+
+
+def _means(history) -> dict[str, float]:
+    """Means of the last point over the population."""
+    return {name: float(_divide(s[-1].sum(), w[-1].sum())) for name, (s, w) in history.items()}

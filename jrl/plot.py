@@ -1,0 +1,129 @@
+"""Learning curves: the interquartile mean over seeds with stratified bootstrap intervals.
+
+Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
+Precipice", https://arxiv.org/abs/2108.13264, section 4: the mean of the middle half of all
+runs, and percentiles of it over resamples that draw runs with replacement within each task.
+"""
+
+import importlib.util
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from jrl.run_directory import RunDirectory, UsageError
+
+__all__ = ["available", "bootstrap_interval", "curves", "iqm", "read_curves"]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe & Ito's, which colour-blind readers can tell apart."""
+
+
+def available() -> bool:
+    """Says whether matplotlib is installed; does not import it."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def iqm(scores, axis: int = 0) -> np.ndarray:
+    """Returns the mean of what remains without the lowest and the highest quarter.
+
+    >>> float(iqm([0.0, 1.0, 2.0, 100.0]))
+    1.5
+    """
+    scores = np.sort(np.moveaxis(np.asarray(scores, float), axis, 0), 0)
+    cut = len(scores) // 4
+    return scores[cut : len(scores) - cut].mean(0)
+
+
+def bootstrap_interval(
+    scores, resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the bounds of the IQM of `scores[runs, tasks, ...]`, trailing axes one by one.
+
+    Every resample draws as many runs as there are, with replacement, for each task anew; the
+    bounds are percentiles. The same `seed` gives the same bounds.
+    """
+    scores = np.asarray(scores, float)
+    runs, tasks = scores.shape[:2]
+    rng = np.random.default_rng(seed)
+    estimates = []
+    for _ in range(resamples):
+        drawn = rng.integers(runs, size=(runs, tasks))
+        sample = scores[drawn, np.arange(tasks)]
+        estimates.append(iqm(sample.reshape(runs * tasks, *scores.shape[2:])))
+    tail = (1 - level) / 2
+    low, high = np.quantile(estimates, [tail, 1 - tail], axis=0)
+    return low, high
+
+
+def read_curves(run: RunDirectory, metric: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns setting -> (steps[points], scores[seeds, points]); NaN where nothing was measured.
+
+    Raises UsageError if the run has no such metric.
+    """
+    table: dict[str, dict[int, dict[int, float]]] = {}
+    names: set[str] = set()
+    for row in run.rows():
+        value = row["means"].get(metric)
+        names |= row["means"].keys()
+        seeds = table.setdefault(row["setting"], {})
+        seeds.setdefault(row["seed"], {})[row["step"]] = np.nan if value is None else value
+    if not names:
+        raise UsageError(f"{run.path} has no measurements to plot")
+    if metric not in names:
+        raise UsageError(f"metric: {run.path} has no {metric!r}, only {', '.join(sorted(names))}")
+    curves = {}
+    for setting, seeds in table.items():
+        # A run cut short may have more points of one seed than of another.
+        steps = sorted(set.intersection(*(set(points) for points in seeds.values())))
+        scores = [[points[step] for step in steps] for points in seeds.values()]
+        curves[setting] = (np.array(steps), np.array(scores))
+    return curves
+
+
+def curves(
+    runs: Sequence[str | pathlib.Path],
+    metric: str = "eval/return",
+    output: str | pathlib.Path | None = None,
+    resamples: int = 2000,
+) -> pathlib.Path:
+    """Draws one curve for every setting of every run and returns the PNG's path.
+
+    Without `output` it goes to the first run's directory. Raises UsageError for a directory
+    that is no run, a metric that was not measured, and a missing matplotlib.
+    """
+    if not available():
+        raise UsageError("matplotlib is missing, run `pip install 'jrl[plots]'`")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = []
+    for run in map(RunDirectory, runs):
+        for setting, curve in read_curves(run, metric).items():
+            where = run.path.resolve().name
+            label = setting if len(runs) == 1 else f"{where}: {setting}"
+            lines.append((where if label.endswith("default") else label, *curve))
+    figure = Figure(figsize=(8, 5), layout="constrained", dpi=120)
+    # Without pyplot no display is looked for and no other figure of the process is touched.
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for i, (label, steps, scores) in enumerate(lines):
+        seeds = len(scores)
+        colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
+        text = f"{label} ({seeds} seed{'s' * (seeds > 1)})"
+        mark = "." if len(steps) <= 60 else ""
+        axes.plot(steps, iqm(scores), style, marker=mark, color=colour, label=text)
+        if seeds > 1:
+            low, high = bootstrap_interval(scores[:, None], resamples)
+            axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlabel("environment steps of each member")
+    axes.set_ylabel(f"{metric} (interquartile mean over seeds)")
+    axes.set_title("bands: 95 % stratified bootstrap intervals", fontsize="small", loc="right")
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small", ncols=1 + len(lines) // 8)
+    path = pathlib.Path(output or pathlib.Path(runs[0]) / f"{metric.replace('/', '_')}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png")
+    return path

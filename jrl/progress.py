@@ -1,0 +1,108 @@
+"""What surrounds a running program: what it shows and how it is stopped.
+
+On a terminal progress is a live bar, anywhere else plain lines.
+"""
+
+import contextlib
+import datetime
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["Progress", "stopping"]
+
+FIRST = ("eval/return", "episode_return", "loss")
+"""Metrics shown first; of the others there is room for as many as make three."""
+
+
+class Progress:
+    """Shows steps done, steps per second of the whole population, time left and main metrics.
+
+    `live` says whether there is a bar that wants `update` while a program runs; `part` comes
+    between programs. Nothing at all is shown if `quiet`.
+    """
+
+    def __init__(self, steps: int, members: int, quiet: bool = False):
+        self.steps, self.members, self.quiet = steps, members, quiet
+        self.live = not quiet and sys.stdout.isatty()
+        self._bar: Any = None
+        self._first: tuple[float, int] | None = None
+
+    def __enter__(self) -> "Progress":
+        """Opens the bar."""
+        if self.live:
+            from rich import progress
+
+            self._bar = progress.Progress(
+                progress.SpinnerColumn(),
+                progress.BarColumn(bar_width=24),
+                progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("{task.fields[text]}"),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.steps, text="compiling")
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Closes the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self.quiet:
+            return
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def update(self, step: int, means: dict[str, float]) -> None:
+        """Moves the bar. Called from a thread of jax's while the program runs."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = now, step
+        began, from_step = self._first
+        rate = (step - from_step) / (now - began) if step > from_step else None
+        self._bar.update(self._task, completed=step, text=self._text(step, means, rate))
+
+    def part(self, step: int, means: dict[str, float], spent: dict[str, float]) -> None:
+        """Shows where the run is after one of its programs."""
+        seconds = spent["seconds"] - spent["compile_seconds"]
+        rate = step / seconds if seconds > 0 else None
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=self._text(step, means, rate))
+        else:
+            self.say(f"step {step:,}/{self.steps:,}  {self._text(step, means, rate)}")
+
+    def _text(self, step: int, means: dict[str, float], rate: float | None) -> str:
+        names = [name for name in FIRST if name in means]
+        names += [name for name in means if name not in names]
+        parts = [f"{name} {means[name]:.4g}" for name in names[:3]]
+        if rate:
+            left = datetime.timedelta(seconds=round((self.steps - step) / rate))
+            parts = [f"{rate * self.members:,.0f} steps/s", f"{left} left", *parts]
+        return "  ".join(parts)
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """Turns the first SIGTERM or SIGINT into a flag; the second acts as usual."""
+    event, before = threading.Event(), {}
+
+    def stop(number, frame):
+        event.set()
+        signal.signal(number, before[number])
+
+    # Python delivers signals to the main thread, and only there may handlers be set.
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
