@@ -390,10 +390,11 @@ def _accumulate(b_t, c_t, mask_t):
     """Solves x_t = b_t + c_t * x_{t+1}, x_T = 0, and passes over masked rows."""
     if mask_t is not None:
         b_t, c_t = jnp.where(mask_t != 0, b_t, 0.0), jnp.where(mask_t != 0, c_t, 1.0)
-
-    def step(x, row):
-        x = row[0] + row[1] * x
-        return x, x
-
-    x_t = jax.lax.scan(step, jnp.zeros_like(b_t[0]), (b_t, c_t), reverse=True)[1]
+    x_t = jax.lax.scan(_affine, jnp.zeros_like(b_t[0]), (b_t, c_t), reverse=True)[1]
     return x_t if mask_t is None else jnp.where(mask_t != 0, x_t, 0.0)
+
+
+def _affine(x, row):
+    """One step of `_accumulate`; up here so that unjitted calls share one compiled scan."""
+    x = row[0] + row[1] * x
+    return x, x
