@@ -226,14 +226,10 @@ class _BraxState:
 class _BraxLike:
     """A point on a line, done beyond 1, with the members of `brax.envs.Env`."""
 
-    observation_size, action_size, backend = 2, 1, "none"
+    observation_size, action_size = 2, 1
 
     def __init__(self, limited=False):
         self.limited = limited
-
-    @property
-    def unwrapped(self):
-        return self
 
     def reset(self, rng):
         position = jax.random.uniform(jax.random.split(rng)[0], (2,), minval=-0.1, maxval=0.1)
@@ -301,6 +297,7 @@ def test_brax_refuses_a_second_time_limit():
         brax_bridge.from_brax(_BraxLike(limited=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("brax") is None, reason="brax is not installed")
 @pytest.mark.filterwarnings("ignore")  # brax's and mujoco's own
 @pytest.mark.parametrize("name", ["fast", "inverted_pendulum"])
