@@ -88,7 +88,8 @@ def kl_k3_plus(
 ) -> Float[Array, "*batch"]:
     """The value of k3 with the gradient of k2: `k2 - sg(k2) + sg(k3)`.
 
-    Source: verl's "k3+", after Liu et al. 2025, "Rethinking KL regularization in RLHF".
+    Source: verl's "k3+"; that k2 is the loss with the right gradient, Liu et al. 2025,
+    https://arxiv.org/abs/2510.01555.
     Args: log-probabilities of the same samples under p and q, [*batch] floating.
     Returns: [*batch]. Gradient in `log_probs`: k1, the right one for a KL(p || q) penalty.
     Raises: AssertionError for unequal shapes or integers.

@@ -3,6 +3,9 @@
 One sign convention: `td_error = target - estimate`, the target behind a stop-gradient, so that
 moving the estimate along the error reduces it. A loss is `squared_loss` or `huber_loss` of that
 error. Every argument may carry any leading axes; nothing is averaged over examples.
+
+Sutton & Barto 2018 is "Reinforcement Learning: An Introduction", second edition,
+http://incompleteideas.net/book/the-book-2nd.html.
 """
 
 import chex
@@ -96,7 +99,7 @@ def state_value(
 ) -> Float[Array, "*batch"]:
     """The value of a state is the policy's mean action value: `V(s) = sum_a pi(a|s) Q(s, a)`.
 
-    Source: Sutton & Barto 2018, exercise 3.18, http://incompleteideas.net/book/the-book-2nd.html.
+    Source: Sutton & Barto 2018, exercise 3.18.
     Args: `q` and `probs` [*batch, A] floating, `probs` summing to one. Returns: [*batch].
     Raises: AssertionError for unequal shapes or integers.
 
@@ -133,7 +136,7 @@ def td_error(
 ) -> Float[Array, "*batch"]:
     """One-step temporal difference: `delta = sg(r_t + discount_t v_t) - v_tm1`.
 
-    Source: Sutton & Barto 2018, eq. 6.5, http://incompleteideas.net/book/the-book-2nd.html.
+    Source: Sutton & Barto 2018, eq. 6.5.
     Args: all [*batch] floating; `discount_t` is zero where the episode terminated.
     Returns: [*batch]; gradients reach `v_tm1` only. Raises: AssertionError for unequal shapes.
 
