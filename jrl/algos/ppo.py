@@ -1,0 +1,319 @@
+"""Proximal policy optimisation: clipped, with a fixed or an adaptive KL penalty, or with neither.
+
+    L(theta) = E_t[ max(-r_t A_t, -clip(r_t, 1 - eps, 1 + eps) A_t) + beta KL(pi_old, pi_theta)
+                    + c_v (V_theta - R_t)^2 / 2 - c_e H(pi_theta) ],   r_t = pi_theta / pi_old
+
+Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms",
+https://arxiv.org/abs/1707.06347, eqs. 7 to 9 and section 4. Every variant is the same program:
+`clip_eps = inf` takes the clipping away, `kl_beta = 0` the penalty, `kl_adapt` switches the
+adaptation of beta on, so that all of them `vmap` together as leaves of one `Hyper`.
+
+Where the paper is silent: advantages are standardised over the whole batch (a column, computed
+before minibatching); the old policy is evaluated by the same program that is differentiated, so
+the first ratio is exactly 1; a truncated episode bootstraps from the value of its final
+observation; the gradient's global norm is clipped.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from jrl import metrics as stats
+from jrl import networks, rollout, train, tree
+from jrl.envs.wrappers import episode_statistics, normalize_reward, vectorize
+from jrl.losses import policy_gradient, returns, trust_region, value
+from jrl.types import Algorithm, Leaf
+
+__all__ = ["Batch", "Config", "Hyper", "State", "make", "make_objective", "optimizer"]
+
+
+class Hyper(struct.PyTreeNode):
+    """Numbers that may differ between the members of a population."""
+
+    learning_rate: Leaf = 3e-4
+    """Step size of Adam."""
+    anneal: Leaf = 0.0
+    """Share of the learning rate that is gone at the end of training, linearly (0 to 1)."""
+    gamma: Leaf = 0.99
+    """Discount per step."""
+    gae_lambda: Leaf = 0.95
+    """Decay of the advantage estimator."""
+    clip_eps: Leaf = 0.2
+    """Clipping range of the probability ratio; inf for none."""
+    kl_beta: Leaf = 0.0
+    """Coefficient of the KL penalty, its first value where it adapts."""
+    kl_target: Leaf = 0.01
+    """KL divergence (nats) that the adaptive penalty aims at."""
+    kl_adapt: Leaf = 0.0
+    """1 halves or doubles `kl_beta` when an iteration leaves the target's band, 0 keeps it."""
+    value_coef: Leaf = 0.5
+    """Weight of the value loss."""
+    value_clip: Leaf = float("inf")
+    """Clipping range of the change of the value; inf for none."""
+    entropy_coef: Leaf = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: Leaf = 0.5
+    """Largest global norm of the gradient; inf for any."""
+    adam_eps: Leaf = 1e-5
+    """Epsilon of Adam."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes, compiled in."""
+
+    num_envs: int = 8
+    """Environments stepped together."""
+    num_steps: int = 128
+    """Steps of each environment between two updates."""
+    epochs: int = 4
+    """Passes over the data of one iteration."""
+    minibatches: int = 4
+    """Updates per pass; must divide num_envs * num_steps (num_envs with a memory)."""
+    microbatches: int = 1
+    """Parts that one update's gradient is accumulated over."""
+    total_steps: int = 500_000
+    """Environment steps of the whole run: what annealing refers to."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers."""
+    memory: int = 0
+    """Units of the GRU; 0 for a network without memory."""
+    normalize_advantage: bool = True
+    """Standardise advantages over the batch."""
+    normalize_observation: bool = False
+    """Standardise observations by running statistics, updated once per iteration."""
+    normalize_reward: bool = False
+    """Divide rewards by the running deviation of the discounted return."""
+    eval_episodes: int = 32
+    """Episodes of one evaluation."""
+    eval_greedy: bool = False
+    """Evaluate the most probable action instead of a sampled one."""
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """Environment steps between two updates."""
+        return self.num_envs * self.num_steps
+
+    def validate(self) -> None:
+        """Raises ValueError with the name of the field that does not fit."""
+        for (
+            name
+        ) in "num_envs num_steps epochs minibatches microbatches total_steps eval_episodes".split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"config.{name} must be at least 1, got {getattr(self, name)}")
+        examples = self.num_envs if self.memory else self.steps_per_iteration
+        if examples % (self.minibatches * self.microbatches):
+            what = "num_envs" if self.memory else "num_envs * num_steps"
+            raise ValueError(
+                f"config.minibatches * config.microbatches = "
+                f"{self.minibatches * self.microbatches} must divide {what} = {examples}"
+            )
+
+
+class State(struct.PyTreeNode):
+    """Everything a run needs to go on."""
+
+    train: Leaf
+    actor: Leaf
+    iteration: Leaf
+    key: Leaf
+    """A constant root; every iteration folds in its number."""
+
+
+class Batch(struct.PyTreeNode):
+    """Columns of one iteration: [N, ...] examples, or [B, T, ...] sequences with a memory."""
+
+    observation: Leaf
+    reset: Leaf
+    carry: Leaf
+    action: Leaf
+    old: Leaf
+    """The distribution that acted."""
+    advantage: Leaf
+    target: Leaf
+    value: Leaf
+
+
+def make_objective(network: networks.Network) -> train.Objective:
+    """Makes the objective of the equation above, summed over a (mini)batch."""
+
+    def objective(params, extra, batch, key, hp):
+        policy, v = _apply(network, params, batch)
+        log_prob, old_log_prob = policy.log_prob(batch.action), batch.old.log_prob(batch.action)
+        kl, entropy = batch.old.kl(policy), policy.entropy()
+        log_ratio = log_prob - old_log_prob
+        surrogate = policy_gradient.clipped_surrogate(log_ratio, batch.advantage, hp.clip_eps)
+        policy_loss = surrogate + extra["kl"].beta * kl
+        value_loss = value.clipped_value_loss(v, batch.value, batch.target, hp.value_clip)
+        loss = policy_loss + hp.value_coef * value_loss - hp.entropy_coef * entropy
+        weight = jnp.float32(loss.size)
+        columns = {
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "clipped": (jnp.abs(jnp.expm1(log_ratio)) > hp.clip_eps).astype(jnp.float32),
+        }
+        sums = {name: (jnp.sum(column), weight) for name, column in columns.items()}
+        return train.Loss(jnp.sum(loss), weight, sums)
+
+    return objective
+
+
+def optimizer(config: Config) -> train.Optimizer:
+    """Makes Adam with clipping of the global norm and a linearly annealed step size."""
+    updates = -(-config.total_steps // config.steps_per_iteration)
+    updates *= config.epochs * config.minibatches
+
+    def make_tx(hp):
+        def schedule(count):
+            return hp.learning_rate * (1 - hp.anneal * jnp.minimum(count / updates, 1.0))
+
+        return optax.chain(
+            optax.clip_by_global_norm(hp.max_grad_norm),
+            optax.scale_by_adam(eps=hp.adam_eps),
+            optax.scale_by_learning_rate(schedule),
+        )
+
+    return make_tx
+
+
+def prepare(
+    network: networks.Network, config: Config, params, extra, actor, trajectory, hp
+) -> Batch:
+    """Computes the columns: old policy, values, advantages and their targets.
+
+    `actor` is the one that began the trajectory: its memory is where a recurrent network starts.
+    """
+    observation = _standardize(config, extra, trajectory.observation)
+    final = _standardize(config, extra, trajectory.final_observation)
+    (old, v_tm1), carries = networks.unroll(
+        network, params, actor.carry, observation, trajectory.reset
+    )
+    same_episode = jnp.zeros_like(trajectory.reset)
+    (_, v_t), _ = network.apply(params, carries, final, same_episode)
+    advantage = returns.generalized_advantages(
+        trajectory.reward,
+        hp.gamma * (1.0 - trajectory.terminated),
+        hp.gae_lambda,
+        v_tm1,
+        v_t,
+        trajectory.terminated | trajectory.truncated,
+    )
+    target = advantage + v_tm1
+    if config.normalize_advantage:
+        advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
+    columns = Batch(
+        observation, trajectory.reset, (), trajectory.action, old, advantage, target, v_tm1
+    )
+    if network.recurrent:
+        return tree.swap_axes(columns).replace(carry=actor.carry)
+    return tree.flatten_axes(columns)
+
+
+def make(
+    env, config: Config, env_params=None, network: networks.Network | None = None
+) -> Algorithm:
+    """Makes the algorithm for one environment: ours, or any gymnax environment as it is.
+
+    Raises ValueError if the sizes of `config` do not fit together.
+
+    >>> from jrl.envs import cartpole
+    >>> config = Config(num_envs=2, num_steps=8, minibatches=2, total_steps=32)
+    >>> algorithm, hp = make(cartpole.make(), config), Hyper()
+    >>> state, metrics = algorithm.iterate(algorithm.init(jax.random.key(0), hp), hp)
+    >>> int(state.iteration), int(state.train.step)
+    (1, 8)
+    """
+    config.validate()
+    env_params = env.default_params if env_params is None else env_params
+    observation_space = env.observation_space(env_params)
+    if network is None:
+        network = networks.actor_critic(
+            observation_space, env.action_space(env_params), config.hidden, memory=config.memory
+        )
+    batch_env = vectorize(episode_statistics(env), config.num_envs)
+    grad_fn = train.gradient(make_objective(network), config.microbatches)
+    train_step = train.make_train_step(grad_fn, optimizer(config))
+
+    def training_env(hp):
+        return normalize_reward(batch_env, hp.gamma) if config.normalize_reward else batch_env
+
+    def init(key, hp):
+        network_key, train_key, env_key, key = jax.random.split(key, 4)
+        extra = {
+            "kl": trust_region.init_kl_penalty(hp.kl_beta, hp.kl_target, factor=1.0 + hp.kl_adapt),
+            "observation": stats.RunningStatistics.zeros(observation_space.shape)
+            if config.normalize_observation
+            else (),
+        }
+        state = train.init(train_key, network.init(network_key), optimizer(config), hp, extra)
+        carry = network.carry(config.num_envs)
+        actor = rollout.start(env_key, training_env(hp), env_params, carry)
+        return State(state, actor, jnp.int32(0), key)
+
+    def iterate(state, hp):
+        key = jax.random.fold_in(state.key, state.iteration)
+        rollout_key, shuffle_key = jax.random.split(key)
+        learner = state.train
+        policy = _policy(network, config, learner.params, learner.extra)
+        actor, trajectory = rollout.unroll(
+            rollout_key, training_env(hp), env_params, policy, state.actor, config.num_steps
+        )
+        learner = learner.replace(extra=_observe(config, learner.extra, trajectory))
+        batch = prepare(network, config, learner.params, learner.extra, state.actor, trajectory, hp)
+        learner, sums = train.train_epochs(
+            train_step, learner, batch, shuffle_key, hp, config.epochs, config.minibatches
+        )
+        d = jnp.mean(batch.old.kl(_apply(network, learner.params, batch)[0]))
+        controller = trust_region.kl_penalty(learner.extra["kl"], d)
+        one = jnp.float32(1)
+        sums = {
+            **sums,
+            **rollout.episode_metrics(trajectory),
+            "kl": (d, one),
+            "kl_beta": (controller.beta, one),
+        }
+        learner = learner.replace(extra={**learner.extra, "kl": controller})
+        return State(learner, actor, state.iteration + 1, state.key), sums
+
+    def evaluate(state, key, hp):
+        params, extra = state.train.params, state.train.extra
+        policy = _policy(network, config, params, extra, config.eval_greedy)
+        carry = network.carry(config.eval_episodes)
+        return rollout.evaluate(key, env, env_params, policy, carry, config.eval_episodes)
+
+    return Algorithm(init, iterate, evaluate, config.steps_per_iteration)
+
+
+def _policy(network, config, params, extra, greedy: bool = False) -> rollout.Policy:
+    def policy(key, carry, observation, reset):
+        observation = _standardize(config, extra, observation)
+        (distribution, _), carry = network.apply(params, carry, observation, reset)
+        action = distribution.mode() if greedy else distribution.sample(key)
+        return action, carry, ()
+
+    return policy
+
+
+def _apply(network, params, batch: Batch):
+    """Returns (distribution, value) of every element of a batch, in the batch's layout."""
+    if not network.recurrent:
+        return network.apply(params, (), batch.observation, batch.reset)[0]
+    observation, reset = tree.swap_axes((batch.observation, batch.reset))
+    outputs, _ = networks.unroll(network, params, batch.carry, observation, reset)
+    return tree.swap_axes(outputs)
+
+
+def _standardize(config, extra, observation):
+    if not config.normalize_observation:
+        return observation
+    return stats.normalize(extra["observation"], observation)
+
+
+def _observe(config, extra, trajectory):
+    if not config.normalize_observation:
+        return extra
+    return {**extra, "observation": stats.update(extra["observation"], trajectory.observation)}
