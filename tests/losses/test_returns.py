@@ -102,33 +102,24 @@ def np_retrace(x, t):
     )
 
 
-CASES = {
-    "reward_to_go": (lambda r, reset, mask: returns.reward_to_go(r, reset, mask), "r"),
-    "discounted_returns": (returns.discounted_returns, "r d v1"),
+CASES = {  # jrl's function, names of its arguments, and the explicit sum
+    "reward_to_go": (returns.reward_to_go, "r", np_reward_to_go),
+    "discounted_returns": (returns.discounted_returns, "r d v1", np_discounted),
     "n_step_returns": (
         lambda r, d, v1, reset, mask: returns.n_step_returns(r, d, v1, 3, reset, mask),
         "r d v1",
+        np_n_step,
     ),
-    "lambda_returns": (returns.lambda_returns, "r d v1 lam"),
-    "generalized_advantages": (returns.generalized_advantages, "r d lam v0 v1"),
+    "lambda_returns": (returns.lambda_returns, "r d v1 lam", np_lambda),
+    "generalized_advantages": (returns.generalized_advantages, "r d lam v0 v1", np_gae),
     "vtrace": (
-        lambda v0, v1, r, d, rho, lam, reset, mask: returns.vtrace(
-            v0, v1, r, d, rho, lam, 1.3, 1.1, 1.2, reset, mask
-        ),
+        lambda *args: returns.vtrace(*args[:6], 1.3, 1.1, 1.2, *args[6:]),
         "v0 v1 r d rho lam",
+        np_vtrace,
     ),
-    "retrace": (returns.retrace, "q v1 r d rho lam"),
+    "retrace": (returns.retrace, "q v1 r d rho lam", np_retrace),
 }
-REFERENCES = {
-    "reward_to_go": np_reward_to_go,
-    "discounted_returns": np_discounted,
-    "n_step_returns": np_n_step,
-    "lambda_returns": np_lambda,
-    "generalized_advantages": np_gae,
-    "vtrace": np_vtrace,
-    "retrace": np_retrace,
-}
-JITTED = {name: jax.jit(f) for name, (f, _) in CASES.items()}
+JITTED = {name: jax.jit(f) for name, (f, *_) in CASES.items()}
 every_case = pytest.mark.parametrize("name", CASES)
 
 
@@ -147,7 +138,7 @@ def reference(name, x, mask=None):
             for i in np.flatnonzero(np.diff(rows) > 1):
                 if not column["reset"][i]:
                     column["v1"][i] = column["v0"][i + 1]
-        out = [np.asarray(REFERENCES[name](column, i), float) for i in range(len(rows))]
+        out = [np.asarray(CASES[name][2](column, i), float) for i in range(len(rows))]
         full = np.zeros((T, 3 if name == "vtrace" else 1))
         for row, value in zip(rows, out, strict=True):
             full[row] = value
@@ -348,17 +339,12 @@ def test_gae_is_the_truncated_sum_of_algorithm_5():
 
 def test_hyper_parameters_are_traced_and_vmapped():
     x = {k: jnp.asarray(v) for k, v in sequences(11).items()}
-    lams = jnp.array([0.0, 0.5, 1.0])
-    stacked = jax.jit(
-        jax.vmap(
-            lambda lam: returns.generalized_advantages(
-                x["r"], x["d"], lam, x["v0"], x["v1"], x["reset"]
-            )
-        )
-    )(lams)
+    f = lambda lam: returns.generalized_advantages(  # noqa: E731
+        x["r"], x["d"], lam, x["v0"], x["v1"], x["reset"]
+    )
+    stacked = jax.jit(jax.vmap(f))(jnp.array([0.0, 0.5, 1.0]))
     for lam, row in zip([0.0, 0.5, 1.0], stacked, strict=True):
-        args = (x["r"], x["d"], lam, x["v0"], x["v1"], x["reset"])
-        close(row, returns.generalized_advantages(*args))
+        close(row, f(lam))
     clips = jnp.array([0.5, jnp.inf])
     f = lambda c: returns.vtrace(  # noqa: E731
         x["v0"], x["v1"], x["r"], x["d"], x["rho"], 0.9, c, c, c, x["reset"]
@@ -379,20 +365,14 @@ def test_more_axes():
 # rlax
 
 
-def test_rlax_returns():
-    for case, f in {
-        "discounted_returns": returns.discounted_returns,
-        "lambda_returns": returns.lambda_returns,
-        "lambda_returns_per_step": returns.lambda_returns,
-        "n_step_1": returns.n_step_returns,
-        "n_step_2": returns.n_step_returns,
-        "n_step_4": returns.n_step_returns,
-        "n_step_9": returns.n_step_returns,
-    }.items():
-        inputs, outputs = golden("rlax", case)
-        n = int(inputs.pop("n", 0))
-        inputs = {k: jnp.asarray(v) for k, v in inputs.items()}
-        close(f(**inputs, **({"n": n} if n else {})), outputs["out"])
+@pytest.mark.parametrize("case", ["discounted_returns", "lambda_returns", "n_step", "per_step"])
+def test_rlax_returns(case):
+    name = "lambda_returns" if case == "per_step" else case.replace("n_step", "n_step_returns")
+    files = {"n_step": [f"n_step_{n}" for n in (1, 2, 4, 9)], "per_step": [f"{name}_per_step"]}
+    for file in files.get(case, [case]):
+        inputs, outputs = golden("rlax", file)
+        inputs = {k: int(v) if k == "n" else jnp.asarray(v) for k, v in inputs.items()}
+        close(getattr(returns, name)(**inputs), outputs["out"])
 
 
 def test_rlax_gae():
