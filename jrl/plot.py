@@ -15,6 +15,8 @@ from jrl.run_directory import RunDirectory, UsageError
 
 __all__ = ["available", "bootstrap_interval", "curves", "iqm", "read_curves"]
 
+Numbers = np.ndarray | np.floating
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe & Ito's, which colour-blind readers can tell apart."""
 
@@ -24,7 +26,7 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def iqm(scores, axis: int = 0) -> np.ndarray:
+def iqm(scores, axis: int = 0) -> Numbers:
     """Returns the mean of what remains without the lowest and the highest quarter.
 
     >>> float(iqm([0.0, 1.0, 2.0, 100.0]))
@@ -37,7 +39,7 @@ def iqm(scores, axis: int = 0) -> np.ndarray:
 
 def bootstrap_interval(
     scores, resamples: int = 2000, level: float = 0.95, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Numbers, Numbers]:
     """Returns the bounds of the IQM of `scores[runs, tasks, ...]`, trailing axes one by one.
 
     Every resample draws as many runs as there are, with replacement, for each task anew; the
