@@ -1,0 +1,68 @@
+# A fresh machine needs Python >= 3.11 and make, nothing else:
+#
+#     make run      install, and train PPO on CartPole: 8 seeds, two clipping ranges
+#     make test     install what the tests need, and run all of them
+#
+# `make PYTHON=python3.12 VENV=.venv312 test` tests another Python beside the first.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+REQUIREMENTS := pyproject.toml constraints.txt
+
+.PHONY: run test smoke check format docs clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run | test | check | format | docs | clean"
+
+run: $(VENV)/.run
+	$(BIN)/jrl run experiments/ppo_cartpole.py $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+# A few files that touch every room, for a second Python or an impatient person.
+SMOKE := tests/test_house.py tests/test_install.py tests/test_train.py tests/test_tree.py \
+	tests/test_distributions.py jrl/losses
+
+smoke: $(VENV)/.dev
+	$(BIN)/python -m pytest $(SMOKE) -m "not slow" $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv .venv312 .cache .pytest_cache .ruff_cache .hypothesis build dist site *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps: a second `make` installs nothing unless the requirements changed.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "jrl needs Python >= 3.11, and $(PYTHON) is none: make PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(REQUIREMENTS) | $(BIN)/python
+	$(INSTALL) -e '.[plots]'
+	@touch $@
+
+$(VENV)/.dev: $(REQUIREMENTS) | $(BIN)/python
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: $(REQUIREMENTS) | $(BIN)/python
+	$(INSTALL) -e '.[docs]'
+	@touch $@
