@@ -1,6 +1,27 @@
 """How does the regret of the bandit strategies grow, and how close is it to the lower bound?
 
 Command: jrl run experiments/bandit_regret.py
+Machine: 2 CPU cores, shared. Wall-clock: 47 s with compilation, 26 s of it Thompson (Beta).
+Seeds: 200 (keys split from 0), 10 000 pulls each; 10 Bernoulli arms, best 0.6, second 0.5.
+
+Result: regret after the last pull (mean and half the 95 % interval), and the slope of the mean
+in ln t over the last decade. No good strategy has an asymptotic slope below that of Lai & Robbins,
+18.8; the bound says nothing about the constant, so curves may lie below the line 18.8 ln t.
+
+    strategy                 regret        slope
+    Thompson, Gaussian      96.3 +-  2.9    15.5   (noise 0.5, prior N(0.5, 0.5^2))
+    Thompson, Beta         101.0 +- 11.0    16.7
+    UCB1, c = 0.5          143.4 +-  3.6    30.6
+    gradient, baseline     174.1 +-  9.8    17.6   (step size 0.1)
+    gradient, no baseline  198.7 +- 19.9    25.9
+    epsilon-greedy 0.1     358.0 +- 20.5   115.5   (linear in t)
+    UCB1                   451.8 +-  5.4   134.6   (c = 2, as in the theorem: not yet asymptotic)
+    EXP3                   519.4 +-  7.9   142.3   (mixing 0.1: linear in t)
+
+Both Thompson samplers and the gradient bandit reach the slope of the bound. The wide interval of
+Thompson (Beta) is one seed of 200 with regret 1177: its best arm paid 4 times in the first 20
+pulls and was then hardly tried again. The same algorithm in NumPy has that tail as often (best arm
+pulled fewer than 30 times in 1500: 4 of 1500 seeds here, 4 of 1500 there).
 """
 
 import dataclasses
@@ -27,7 +48,7 @@ STRATEGIES = {
         bandits.ThompsonGaussianHyper(noise=0.5, mean=0.5, scale=0.5),
     ),
     "gradient, baseline": (bandits.gradient, bandits.GradientHyper(step_size=0.1)),
-    "gradient, none": (bandits.gradient, bandits.GradientHyper(step_size=0.1, baseline=0.0)),
+    "gradient, no baseline": (bandits.gradient, bandits.GradientHyper(step_size=0.1, baseline=0.0)),
     "EXP3": (bandits.exp3, bandits.EXP3Hyper(mixing=0.1)),
 }
 

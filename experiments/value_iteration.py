@@ -1,6 +1,15 @@
 """What are the optimal values of the four rooms, and how fast does value iteration find them?
 
 Command: jrl run experiments/value_iteration.py
+Machine: 2 CPU cores, shared. Wall-clock: 2.5 s with compilation and the figure; the solution
+itself takes 2 ms. Seeds: none, nothing is random.
+
+Result (104 cells, discount 0.9, intended direction 2/3, goal in the hallway on the right): 59
+sweeps to a residual of 7.5e-7; V*(start) = 0.0931 from the top left corner. The largest difference
+to an exact linear solve for the policy found is 2.4e-6, within the bound of 6.8e-6 that the
+residual gives; policy iteration needs 4 evaluations for the same values. The greedy arrows lead
+through the nearest hallway of each room, and the hallway on the left is a watershed: from there
+the way through the top is as short, and is chosen.
 """
 
 import dataclasses
