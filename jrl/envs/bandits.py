@@ -27,7 +27,7 @@ from flax import struct
 
 from jrl.envs.environment import Environment, Step
 from jrl.envs.spaces import Box, Discrete
-from jrl.types import Array, Float, Key, Leaf, PyTree
+from jrl.types import Array, Key, Leaf, PyTree, Scalar
 
 __all__ = [
     "AdversarialParams",
@@ -234,7 +234,7 @@ def sample_bernoulli(key: Key, num_arms: int) -> BernoulliParams:
     return BernoulliParams(jax.random.uniform(key, (num_arms,)))
 
 
-def sample_gaussian(key: Key, num_arms: int, spread: Float[Array, ""] | float = 1.0):
+def sample_gaussian(key: Key, num_arms: int, spread: Scalar = 1.0) -> GaussianParams:
     """Draws means from N(0, spread^2): the testbed of Sutton & Barto 2018, section 2.3."""
     _positive("num_arms", num_arms)
     return GaussianParams(spread * jax.random.normal(key, (num_arms,)))
@@ -248,7 +248,7 @@ def sample_contextual(key: Key, num_arms: int, dimension: int) -> ContextualPara
     return ContextualParams(scale * jax.random.normal(key, (num_arms, dimension)))
 
 
-def sample_drifting(key: Key, num_arms: int, spread: Float[Array, ""] | float = 0.0):
+def sample_drifting(key: Key, num_arms: int, spread: Scalar = 0.0) -> DriftingParams:
     """Draws first means from N(0, spread^2): all equal by default, as in S&B exercise 2.5."""
     _positive("num_arms", num_arms)
     return DriftingParams(spread * jax.random.normal(key, (num_arms,)))
@@ -265,7 +265,7 @@ def sample_adversarial(
     return AdversarialParams((draws[num_blocks:] < draws[block]).astype(jnp.float32))
 
 
-def make_bernoulli(means: Leaf = (0.1, 0.3, 0.5, 0.7, 0.9), **episode: Leaf):
+def make_bernoulli(means: Leaf = (0.1, 0.3, 0.5, 0.7, 0.9), **episode: Leaf) -> Environment:
     """Makes a Bernoulli bandit.
 
     >>> env = make_bernoulli((0.0, 1.0))
@@ -318,7 +318,7 @@ def make_drifting(
     return _make("DriftingBandit", reset_drifting, step_drifting, params)
 
 
-def make_adversarial(rewards: Leaf = ((1.0, 0.0), (1.0, 0.0)), **episode: Leaf):
+def make_adversarial(rewards: Leaf = ((1.0, 0.0), (1.0, 0.0)), **episode: Leaf) -> Environment:
     """Makes a bandit that pays from a table, the choice of an oblivious adversary.
 
     >>> env = make_adversarial([[1.0, 0.0], [0.0, 0.5]])

@@ -18,7 +18,7 @@ from flax import struct
 
 from jrl.envs.environment import Environment, Step
 from jrl.envs.spaces import Box, Discrete
-from jrl.types import Array, Float, Key, Leaf
+from jrl.types import Array, Float, Int, Key, Leaf
 
 __all__ = [
     "Params",
@@ -87,7 +87,9 @@ def accumulate(probabilities: Float[Array, "*batch N"]) -> Float[Array, "*batch 
     return totals / totals.max(-1, keepdims=True)
 
 
-def draw(cumulative: Float[Array, "*batch N"], uniform: Float[Array, "*batch"]):
+def draw(
+    cumulative: Float[Array, "*batch N"], uniform: Float[Array, "*batch"]
+) -> Int[Array, "*batch"]:
     """Turns a uniform number in [0, 1) into the outcome it falls on, int32[*batch].
 
     >>> int(draw(accumulate(jnp.array([0.25, 0.0, 0.75])), jnp.array(0.25)))
@@ -225,8 +227,8 @@ def as_environment(
         return encode(index, params), state
 
     def step_one_hot(key: Key, state: State, action: Array, params: Params) -> Step:
-        index, *rest = step(key, state, action, params)
-        return encode(index, params), *rest
+        index, state, reward, terminated, truncated, info = step(key, state, action, params)
+        return encode(index, params), state, reward, terminated, truncated, info
 
     return Environment("Tabular", reset_one_hot, step_one_hot, one_hot_space, action_space, params)
 
