@@ -9,6 +9,8 @@ CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# One directory for all workers and for the processes that tests start: see filterwarnings in
+# pyproject.toml for the entry that a killed process leaves half-written.
 jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 )
