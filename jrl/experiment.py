@@ -184,13 +184,13 @@ class Experiment:
         plan, run = self.plan(), self._open(directory, resume)
         if run.summary_file.exists():
             return run.summary()
-        members, hps, mesh = self._population(plan)
         with (
             run.lock(),
             Checkpointer(run.checkpoints, self.keep) as checkpointer,
             Progress(plan.steps, len(plan.settings) * self.seeds, quiet) as progress,
             stopping() as stop,
         ):
+            members, hps, mesh = self._population(plan)
             members, done, spent = _restore(checkpointer, members, run, plan, progress)
             recorder = Recorder(run, self.tensorboard, self.wandb)
             report = None
