@@ -54,9 +54,24 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]):
     return init, apply
 
 
-def _dense(inputs: int, outputs: int, scale: float, rngs: nnx.Rngs) -> nnx.Linear:
+def _orthogonal(scale: float):
+    """Orthogonal initialisation that is safe under `vmap`.
+
+    On a CPU a batched QR decomposition waits in one of XLA's threads for the others to share its
+    work. Two of them at once on two cores wait for ever (seen with jaxlib 0.10.2), so a
+    population's matrices are decomposed one by one.
+    """
     initializer = nnx.initializers.orthogonal(scale)
-    return nnx.Linear(inputs, outputs, kernel_init=initializer, rngs=rngs)
+
+    def initialize(key, shape, dtype=jnp.float32):
+        return jax.custom_batching.sequential_vmap(lambda k: initializer(k, shape, dtype))(key)
+
+    return initialize
+
+
+def _dense(inputs: int, outputs: int, scale: float, rngs: nnx.Rngs, bias: bool = True):
+    initializer = _orthogonal(scale)
+    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=initializer, rngs=rngs)
 
 
 class MLP(nnx.Module):
@@ -135,13 +150,7 @@ class RecurrentActorCritic(nnx.Module):
         self.embed = _dense(self.encoder.size, memory, math.sqrt(2), rngs)
         # Without a bias on the hidden side: one bias per gate is all that is identifiable.
         self.inputs = _dense(memory, 3 * memory, 1.0, rngs)
-        self.hidden = nnx.Linear(
-            memory,
-            3 * memory,
-            use_bias=False,
-            kernel_init=nnx.initializers.orthogonal(1.0),
-            rngs=rngs,
-        )
+        self.hidden = _dense(memory, 3 * memory, 1.0, rngs, bias=False)
         self.activation = activation
         self.policy = MLP((memory, *hidden, self.head.size), 0.01, activation, rngs)
         self.value = MLP((memory, *hidden, 1), 1.0, activation, rngs)
