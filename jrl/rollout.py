@@ -1,17 +1,32 @@
 """Acting in environments: trajectories for learning, returns for evaluation."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jrl import rng
+from jrl import networks, rng
+from jrl.distributions import Distribution
 from jrl.envs.wrappers import VectorEnvironment, episode_statistics, vectorize
-from jrl.types import Key, Leaf, Metrics, PyTree
+from jrl.networks import Network
+from jrl.types import Array, Key, Leaf, Metrics, Params, PyTree
 
-__all__ = ["Actor", "Policy", "Trajectory", "episode_metrics", "evaluate", "start", "unroll"]
+__all__ = [
+    "Actor",
+    "Learner",
+    "Policy",
+    "Setup",
+    "Trajectory",
+    "critic",
+    "episode_metrics",
+    "evaluate",
+    "network_policy",
+    "setup",
+    "start",
+    "unroll",
+]
 
 Policy = Callable[[Key, PyTree, PyTree, Any], tuple[Any, PyTree, PyTree]]
 """(key, carry, observation, reset) -> (action, carry, whatever is to be recorded)."""
@@ -41,6 +56,85 @@ class Trajectory(struct.PyTreeNode):
     final_observation: Leaf
     """The observation that followed the action, before any auto-reset."""
     info: Leaf
+
+
+class Setup(NamedTuple):
+    """What an on-policy algorithm is made of; nothing here is traced."""
+
+    config: Any
+    env: Any
+    batch: VectorEnvironment
+    env_params: PyTree
+    network: Network
+
+    def evaluate(self, key: Key, policy: Policy) -> Metrics:
+        """Plays `config.eval_episodes` episodes."""
+        episodes = self.config.eval_episodes
+        carry = self.network.carry(episodes)
+        return evaluate(key, self.env, self.env_params, policy, carry, episodes)
+
+
+def setup(env, config, env_params: PyTree = None, network: Network | None = None) -> Setup:
+    """Puts an environment (ours, or gymnax's as it is), a network and a `Config` together.
+
+    The `Config` has `num_envs`, `hidden`, `memory`, `eval_episodes` and `validate`. Without a
+    network, `networks.actor_critic` makes one that fits the spaces.
+    """
+    config.validate()
+    env_params = env.default_params if env_params is None else env_params
+    if network is None:
+        spaces = env.observation_space(env_params), env.action_space(env_params)
+        network = networks.actor_critic(*spaces, config.hidden, memory=config.memory)
+    batch = vectorize(episode_statistics(env), config.num_envs)
+    return Setup(config, env, batch, env_params, network)
+
+
+class Learner(struct.PyTreeNode):
+    """The state of an on-policy algorithm: everything that its run needs to go on."""
+
+    train: Leaf
+    """A `jrl.train.TrainState`."""
+    actor: Leaf
+    iteration: Leaf
+    key: Leaf
+    """A constant root; every iteration folds in its number."""
+
+
+def network_policy(
+    network: Network,
+    params: Params,
+    encode: Callable[[Any], Any] = lambda observation: observation,
+    greedy: bool = False,
+) -> Policy:
+    """Makes the policy that samples (or takes the mode of) an actor-critic's distribution."""
+
+    def policy(key, carry, observation, reset):
+        (distribution, _), carry = network.apply(params, carry, encode(observation), reset)
+        action = distribution.mode() if greedy else distribution.sample(key)
+        return action, carry, ()
+
+    return policy
+
+
+def critic(
+    network: Network,
+    params: Params,
+    carry: PyTree,
+    trajectory: Trajectory,
+    encode: Callable[[Any], Any] = lambda observation: observation,
+) -> tuple[Distribution, Array, Array]:
+    """Evaluates an actor-critic along a trajectory that began with the memory `carry`.
+
+    Returns the distribution at every step, V(s_t) and V(s_{t+1}), all [T, B, ...]. The latter is
+    that of the final observation where an episode ended, after the memory of that episode.
+    """
+    observation, final = encode(trajectory.observation), encode(trajectory.final_observation)
+    (distribution, v_tm1), carries = networks.unroll(
+        network, params, carry, observation, trajectory.reset
+    )
+    same_episode = jnp.zeros_like(trajectory.reset)
+    (_, v_t), _ = network.apply(params, carries, final, same_episode)
+    return distribution, v_tm1, v_t
 
 
 def start(key: Key, env: VectorEnvironment, env_params: PyTree, carry: PyTree = ()) -> Actor:

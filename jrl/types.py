@@ -1,5 +1,6 @@
 """Array shapes and function types shared by every room of the house."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ __all__ = [
     "Params",
     "PyTree",
     "Scalar",
+    "check_sizes",
 ]
 
 Key = PRNGKeyArray
@@ -45,3 +47,24 @@ class Algorithm(NamedTuple):
     evaluate: Callable[[PyTree, Key, PyTree], Metrics]
     steps_per_iteration: int
     """Environment steps (or examples) that one call of `iterate` consumes."""
+
+
+def check_sizes(name: str, config: Any) -> None:
+    """Raises ValueError unless every integer of a dataclass is positive.
+
+    Fields whose metadata say `"may_be_zero"` may be zero: `field(metadata={"may_be_zero": True})`.
+
+    >>> @dataclasses.dataclass
+    ... class Config:
+    ...     num_envs: int = 0
+    >>> check_sizes("config", Config())
+    Traceback (most recent call last):
+    ValueError: config.num_envs must be at least 1, got 0
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        least = 0 if field.metadata.get("may_be_zero") else 1
+        sizes = value if isinstance(value, tuple) else (value,)
+        for size in sizes:
+            if isinstance(size, int) and not isinstance(size, bool) and size < least:
+                raise ValueError(f"{name}.{field.name} must be at least {least}, got {size}")

@@ -15,6 +15,7 @@ observation; the gradient's global norm is clipped.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,11 @@ from flax import struct
 
 from jrl import metrics as stats
 from jrl import networks, rollout, train, tree
-from jrl.envs.wrappers import episode_statistics, normalize_reward, vectorize
+from jrl.envs.wrappers import normalize_reward
 from jrl.losses import policy_gradient, returns, trust_region, value
-from jrl.types import Algorithm, Leaf
+from jrl.types import Algorithm, Leaf, check_sizes
 
-__all__ = ["Batch", "Config", "Hyper", "State", "make", "make_objective", "optimizer"]
+__all__ = ["Batch", "Config", "Hyper", "make", "make_objective", "optimizer"]
 
 
 class Hyper(struct.PyTreeNode):
@@ -79,7 +80,7 @@ class Config:
     """Environment steps of the whole run: what annealing refers to."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
-    memory: int = 0
+    memory: int = dataclasses.field(default=0, metadata={"may_be_zero": True})
     """Units of the GRU; 0 for a network without memory."""
     normalize_advantage: bool = True
     """Standardise advantages over the batch."""
@@ -99,11 +100,7 @@ class Config:
 
     def validate(self) -> None:
         """Raises ValueError with the name of the field that does not fit."""
-        for (
-            name
-        ) in "num_envs num_steps epochs minibatches microbatches total_steps eval_episodes".split():
-            if getattr(self, name) < 1:
-                raise ValueError(f"config.{name} must be at least 1, got {getattr(self, name)}")
+        check_sizes("config", self)
         examples = self.num_envs if self.memory else self.steps_per_iteration
         if examples % (self.minibatches * self.microbatches):
             what = "num_envs" if self.memory else "num_envs * num_steps"
@@ -111,16 +108,6 @@ class Config:
                 f"config.minibatches * config.microbatches = "
                 f"{self.minibatches * self.microbatches} must divide {what} = {examples}"
             )
-
-
-class State(struct.PyTreeNode):
-    """Everything a run needs to go on."""
-
-    train: Leaf
-    actor: Leaf
-    iteration: Leaf
-    key: Leaf
-    """A constant root; every iteration folds in its number."""
 
 
 class Batch(struct.PyTreeNode):
@@ -180,20 +167,13 @@ def optimizer(config: Config) -> train.Optimizer:
     return make_tx
 
 
-def prepare(
-    network: networks.Network, config: Config, params, extra, actor, trajectory, hp
-) -> Batch:
+def prepare(setup: rollout.Setup, state: train.TrainState, carry, trajectory, hp) -> Batch:
     """Computes the columns: old policy, values, advantages and their targets.
 
-    `actor` is the one that began the trajectory: its memory is where a recurrent network starts.
+    `carry` is the memory that the trajectory began with.
     """
-    observation = _standardize(config, extra, trajectory.observation)
-    final = _standardize(config, extra, trajectory.final_observation)
-    (old, v_tm1), carries = networks.unroll(
-        network, params, actor.carry, observation, trajectory.reset
-    )
-    same_episode = jnp.zeros_like(trajectory.reset)
-    (_, v_t), _ = network.apply(params, carries, final, same_episode)
+    encode = _encoder(setup, state.extra)
+    old, v_tm1, v_t = rollout.critic(setup.network, state.params, carry, trajectory, encode)
     advantage = returns.generalized_advantages(
         trajectory.reward,
         hp.gamma * (1.0 - trajectory.terminated),
@@ -203,13 +183,14 @@ def prepare(
         trajectory.terminated | trajectory.truncated,
     )
     target = advantage + v_tm1
-    if config.normalize_advantage:
+    if setup.config.normalize_advantage:
         advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
+    observation = encode(trajectory.observation)
     columns = Batch(
         observation, trajectory.reset, (), trajectory.action, old, advantage, target, v_tm1
     )
-    if network.recurrent:
-        return tree.swap_axes(columns).replace(carry=actor.carry)
+    if setup.network.recurrent:
+        return tree.swap_axes(columns).replace(carry=carry)
     return tree.flatten_axes(columns)
 
 
@@ -223,79 +204,69 @@ def make(
     >>> from jrl.envs import cartpole
     >>> config = Config(num_envs=2, num_steps=8, minibatches=2, total_steps=32)
     >>> algorithm, hp = make(cartpole.make(), config), Hyper()
-    >>> state, metrics = algorithm.iterate(algorithm.init(jax.random.key(0), hp), hp)
+    >>> state = jax.jit(algorithm.init)(jax.random.key(0), hp)
+    >>> state, metrics = jax.jit(algorithm.iterate)(state, hp)
     >>> int(state.iteration), int(state.train.step)
     (1, 8)
     """
-    config.validate()
-    env_params = env.default_params if env_params is None else env_params
-    observation_space = env.observation_space(env_params)
-    if network is None:
-        network = networks.actor_critic(
-            observation_space, env.action_space(env_params), config.hidden, memory=config.memory
-        )
-    batch_env = vectorize(episode_statistics(env), config.num_envs)
-    grad_fn = train.gradient(make_objective(network), config.microbatches)
+    setup = rollout.setup(env, config, env_params, network)
+    grad_fn = train.gradient(make_objective(setup.network), config.microbatches)
     train_step = train.make_train_step(grad_fn, optimizer(config))
 
-    def training_env(hp):
-        return normalize_reward(batch_env, hp.gamma) if config.normalize_reward else batch_env
-
-    def init(key, hp):
-        network_key, train_key, env_key, key = jax.random.split(key, 4)
-        extra = {
-            "kl": trust_region.init_kl_penalty(hp.kl_beta, hp.kl_target, factor=1.0 + hp.kl_adapt),
-            "observation": stats.RunningStatistics.zeros(observation_space.shape)
-            if config.normalize_observation
-            else (),
-        }
-        state = train.init(train_key, network.init(network_key), optimizer(config), hp, extra)
-        carry = network.carry(config.num_envs)
-        actor = rollout.start(env_key, training_env(hp), env_params, carry)
-        return State(state, actor, jnp.int32(0), key)
-
-    def iterate(state, hp):
-        key = jax.random.fold_in(state.key, state.iteration)
-        rollout_key, shuffle_key = jax.random.split(key)
-        learner = state.train
-        policy = _policy(network, config, learner.params, learner.extra)
-        actor, trajectory = rollout.unroll(
-            rollout_key, training_env(hp), env_params, policy, state.actor, config.num_steps
-        )
-        learner = learner.replace(extra=_observe(config, learner.extra, trajectory))
-        batch = prepare(network, config, learner.params, learner.extra, state.actor, trajectory, hp)
-        learner, sums = train.train_epochs(
-            train_step, learner, batch, shuffle_key, hp, config.epochs, config.minibatches
-        )
-        d = jnp.mean(batch.old.kl(_apply(network, learner.params, batch)[0]))
-        controller = trust_region.kl_penalty(learner.extra["kl"], d)
-        one = jnp.float32(1)
-        sums = {
-            **sums,
-            **rollout.episode_metrics(trajectory),
-            "kl": (d, one),
-            "kl_beta": (controller.beta, one),
-        }
-        learner = learner.replace(extra={**learner.extra, "kl": controller})
-        return State(learner, actor, state.iteration + 1, state.key), sums
-
     def evaluate(state, key, hp):
-        params, extra = state.train.params, state.train.extra
-        policy = _policy(network, config, params, extra, config.eval_greedy)
-        carry = network.carry(config.eval_episodes)
-        return rollout.evaluate(key, env, env_params, policy, carry, config.eval_episodes)
+        params, encode = state.train.params, _encoder(setup, state.train.extra)
+        policy = rollout.network_policy(setup.network, params, encode, config.eval_greedy)
+        return setup.evaluate(key, policy)
 
-    return Algorithm(init, iterate, evaluate, config.steps_per_iteration)
+    return Algorithm(
+        functools.partial(_init, setup),
+        functools.partial(_iterate, setup, train_step),
+        evaluate,
+        config.steps_per_iteration,
+    )
 
 
-def _policy(network, config, params, extra, greedy: bool = False) -> rollout.Policy:
-    def policy(key, carry, observation, reset):
-        observation = _standardize(config, extra, observation)
-        (distribution, _), carry = network.apply(params, carry, observation, reset)
-        action = distribution.mode() if greedy else distribution.sample(key)
-        return action, carry, ()
+def _init(setup: rollout.Setup, key, hp):
+    config, network = setup.config, setup.network
+    network_key, train_key, env_key, key = jax.random.split(key, 4)
+    extra = {"kl": trust_region.init_kl_penalty(hp.kl_beta, hp.kl_target, factor=1.0 + hp.kl_adapt)}
+    if config.normalize_observation:
+        shape = setup.env.observation_space(setup.env_params).shape
+        extra["observation"] = stats.RunningStatistics.zeros(shape)
+    learner = train.init(train_key, network.init(network_key), optimizer(config), hp, extra)
+    carry = network.carry(config.num_envs)
+    actor = rollout.start(env_key, _training_env(setup, hp), setup.env_params, carry)
+    return rollout.Learner(learner, actor, jnp.int32(0), key)
 
-    return policy
+
+def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.Learner, hp):
+    config, network, learner = setup.config, setup.network, state.train
+    rollout_key, shuffle_key = jax.random.split(jax.random.fold_in(state.key, state.iteration))
+    policy = rollout.network_policy(network, learner.params, _encoder(setup, learner.extra))
+    env = _training_env(setup, hp)
+    actor, trajectory = rollout.unroll(
+        rollout_key, env, setup.env_params, policy, state.actor, config.num_steps
+    )
+    learner = learner.replace(extra=_observe(setup, learner.extra, trajectory))
+    batch = prepare(setup, learner, state.actor.carry, trajectory, hp)
+    learner, sums = train.train_epochs(
+        train_step, learner, batch, shuffle_key, hp, config.epochs, config.minibatches
+    )
+    kl = jnp.mean(batch.old.kl(_apply(network, learner.params, batch)[0]))
+    controller = trust_region.kl_penalty(learner.extra["kl"], kl)
+    learner = learner.replace(extra={**learner.extra, "kl": controller})
+    one = jnp.float32(1)
+    sums = {
+        **sums,
+        **rollout.episode_metrics(trajectory),
+        "kl": (kl, one),
+        "kl_beta": (controller.beta, one),
+    }
+    return rollout.Learner(learner, actor, state.iteration + 1, state.key), sums
+
+
+def _training_env(setup: rollout.Setup, hp):
+    return normalize_reward(setup.batch, hp.gamma) if setup.config.normalize_reward else setup.batch
 
 
 def _apply(network, params, batch: Batch):
@@ -307,13 +278,13 @@ def _apply(network, params, batch: Batch):
     return tree.swap_axes(outputs)
 
 
-def _standardize(config, extra, observation):
-    if not config.normalize_observation:
-        return observation
-    return stats.normalize(extra["observation"], observation)
+def _encoder(setup: rollout.Setup, extra):
+    if not setup.config.normalize_observation:
+        return lambda observation: observation
+    return functools.partial(stats.normalize, extra["observation"])
 
 
-def _observe(config, extra, trajectory):
-    if not config.normalize_observation:
+def _observe(setup: rollout.Setup, extra, trajectory):
+    if not setup.config.normalize_observation:
         return extra
     return {**extra, "observation": stats.update(extra["observation"], trajectory.observation)}
