@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jrl import networks, rng
+from jrl import networks, rng, tree
 from jrl.distributions import Distribution
 from jrl.envs.wrappers import VectorEnvironment, episode_statistics, vectorize
 from jrl.networks import Network
@@ -19,10 +19,10 @@ __all__ = [
     "Policy",
     "Setup",
     "Trajectory",
+    "apply",
     "critic",
     "episode_metrics",
     "evaluate",
-    "network_policy",
     "setup",
     "start",
     "unroll",
@@ -30,6 +30,10 @@ __all__ = [
 
 Policy = Callable[[Key, PyTree, PyTree, Any], tuple[Any, PyTree, PyTree]]
 """(key, carry, observation, reset) -> (action, carry, whatever is to be recorded)."""
+
+
+Encoder = Callable[[Any], Any]
+"""What is done to an observation before the network sees it."""
 
 
 class Actor(struct.PyTreeNode):
@@ -67,6 +71,20 @@ class Setup(NamedTuple):
     env_params: PyTree
     network: Network
 
+    def start(self, key: Key, env: VectorEnvironment | None = None) -> "Actor":
+        """Resets the batch (or `env`, a wrapped form of it) and clears the memories."""
+        carry = self.network.carry(self.config.num_envs)
+        return start(key, env or self.batch, self.env_params, carry)
+
+    def policy(self, params: Params, greedy: bool = False, encode: Encoder = lambda x: x) -> Policy:
+        """Makes the policy that samples, or takes the mode of, the network's distribution."""
+
+        def policy(key, carry, observation, reset):
+            (distribution, _), carry = self.network.apply(params, carry, encode(observation), reset)
+            return distribution.mode() if greedy else distribution.sample(key), carry, ()
+
+        return policy
+
     def evaluate(self, key: Key, policy: Policy) -> Metrics:
         """Plays `config.eval_episodes` episodes."""
         episodes = self.config.eval_episodes
@@ -100,20 +118,17 @@ class Learner(struct.PyTreeNode):
     """A constant root; every iteration folds in its number."""
 
 
-def network_policy(
-    network: Network,
-    params: Params,
-    encode: Callable[[Any], Any] = lambda observation: observation,
-    greedy: bool = False,
-) -> Policy:
-    """Makes the policy that samples (or takes the mode of) an actor-critic's distribution."""
+def apply(network: Network, params: Params, batch: PyTree, sequences: bool = False):
+    """Returns (distribution, value) of every element of a batch of examples, in its layout.
 
-    def policy(key, carry, observation, reset):
-        (distribution, _), carry = network.apply(params, carry, encode(observation), reset)
-        action = distribution.mode() if greedy else distribution.sample(key)
-        return action, carry, ()
-
-    return policy
+    The batch has `observation`, `reset` and `carry`. A network without memory sees [N, ...];
+    one with a memory, or `sequences`, means [B, T, ...] with the memories [B, ...] of the start.
+    """
+    if not (network.recurrent or sequences):
+        return network.apply(params, (), batch.observation, batch.reset)[0]
+    observation, reset = tree.swap_axes((batch.observation, batch.reset))
+    outputs, _ = networks.unroll(network, params, batch.carry, observation, reset)
+    return tree.swap_axes(outputs)
 
 
 def critic(
@@ -121,7 +136,7 @@ def critic(
     params: Params,
     carry: PyTree,
     trajectory: Trajectory,
-    encode: Callable[[Any], Any] = lambda observation: observation,
+    encode: Encoder = lambda x: x,
 ) -> tuple[Distribution, Array, Array]:
     """Evaluates an actor-critic along a trajectory that began with the memory `carry`.
 
@@ -178,12 +193,14 @@ def unroll(
     return jax.lax.scan(body, actor, (rng.batch_keys(policy_key, (length,)), noise))
 
 
-def episode_metrics(trajectory: Trajectory) -> Metrics:
+def episode_metrics(trajectory: Trajectory, mask: Array | None = None) -> Metrics:
     """Return and length of the episodes that ended in a trajectory, as (sum, count).
 
-    Needs `wrappers.episode_statistics` below the batch.
+    Needs `wrappers.episode_statistics` below the batch. Steps outside `mask` do not count.
     """
     done = (trajectory.terminated | trajectory.truncated).astype(jnp.float32)
+    if mask is not None:
+        done = done * mask
     count = jnp.sum(done)
     return {
         name: (jnp.sum(done * trajectory.info[name]), count)

@@ -20,7 +20,7 @@ import optax
 from flax import struct
 
 from jrl import metrics, tree
-from jrl.types import Array, Float, Key, Leaf, Metrics, Params, PyTree
+from jrl.types import Array, Float, Key, Leaf, Metrics, Params, PyTree, Scalar
 
 __all__ = [
     "GradFn",
@@ -29,9 +29,11 @@ __all__ = [
     "Optimizer",
     "TrainState",
     "TrainStep",
+    "annealed",
     "gradient",
     "init",
     "make_train_step",
+    "sum_columns",
     "train_epochs",
 ]
 
@@ -178,6 +180,33 @@ def make_train_step(
         return new, loss._replace(metrics=sums)
 
     return train_step
+
+
+def sum_columns(loss: Array, columns: dict[str, Array], mask: Array | None = None) -> Loss:
+    """Sums per-example losses, and columns of the same shape as metrics, over a (micro)batch.
+
+    `mask` weighs the examples; a masked one may hold anything, NaN included.
+
+    >>> loss = sum_columns(jnp.array([1.0, 5.0]), {}, jnp.array([1.0, 0.0]))
+    >>> float(loss.total), float(loss.weight)
+    (1.0, 1.0)
+    """
+    weight = jnp.ones_like(loss) if mask is None else mask.astype(loss.dtype)
+
+    def total(x):
+        return jnp.sum(weight * jnp.where(weight != 0, x, 0.0))
+
+    count = jnp.sum(weight)
+    return Loss(total(loss), count, {name: (total(x), count) for name, x in columns.items()})
+
+
+def annealed(value: Scalar, share: Scalar, updates: int) -> optax.Schedule:
+    """Makes a schedule that loses `share` of `value` linearly over `updates` updates."""
+
+    def schedule(count):
+        return value * (1 - share * jnp.minimum(count / updates, 1.0))
+
+    return schedule
 
 
 def train_epochs(

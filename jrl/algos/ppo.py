@@ -128,7 +128,7 @@ def make_objective(network: networks.Network) -> train.Objective:
     """Makes the objective of the equation above, summed over a (mini)batch."""
 
     def objective(params, extra, batch, key, hp):
-        policy, v = _apply(network, params, batch)
+        policy, v = rollout.apply(network, params, batch)
         log_prob, old_log_prob = policy.log_prob(batch.action), batch.old.log_prob(batch.action)
         kl, entropy = batch.old.kl(policy), policy.entropy()
         log_ratio = log_prob - old_log_prob
@@ -136,15 +136,13 @@ def make_objective(network: networks.Network) -> train.Objective:
         policy_loss = surrogate + extra["kl"].beta * kl
         value_loss = value.clipped_value_loss(v, batch.value, batch.target, hp.value_clip)
         loss = policy_loss + hp.value_coef * value_loss - hp.entropy_coef * entropy
-        weight = jnp.float32(loss.size)
         columns = {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
             "entropy": entropy,
             "clipped": (jnp.abs(jnp.expm1(log_ratio)) > hp.clip_eps).astype(jnp.float32),
         }
-        sums = {name: (jnp.sum(column), weight) for name, column in columns.items()}
-        return train.Loss(jnp.sum(loss), weight, sums)
+        return train.sum_columns(loss, columns)
 
     return objective
 
@@ -155,13 +153,10 @@ def optimizer(config: Config) -> train.Optimizer:
     updates *= config.epochs * config.minibatches
 
     def make_tx(hp):
-        def schedule(count):
-            return hp.learning_rate * (1 - hp.anneal * jnp.minimum(count / updates, 1.0))
-
         return optax.chain(
             optax.clip_by_global_norm(hp.max_grad_norm),
             optax.scale_by_adam(eps=hp.adam_eps),
-            optax.scale_by_learning_rate(schedule),
+            optax.scale_by_learning_rate(train.annealed(hp.learning_rate, hp.anneal, updates)),
         )
 
     return make_tx
@@ -214,8 +209,8 @@ def make(
     train_step = train.make_train_step(grad_fn, optimizer(config))
 
     def evaluate(state, key, hp):
-        params, encode = state.train.params, _encoder(setup, state.train.extra)
-        policy = rollout.network_policy(setup.network, params, encode, config.eval_greedy)
+        encode = _encoder(setup, state.train.extra)
+        policy = setup.policy(state.train.params, config.eval_greedy, encode)
         return setup.evaluate(key, policy)
 
     return Algorithm(
@@ -234,15 +229,14 @@ def _init(setup: rollout.Setup, key, hp):
         shape = setup.env.observation_space(setup.env_params).shape
         extra["observation"] = stats.RunningStatistics.zeros(shape)
     learner = train.init(train_key, network.init(network_key), optimizer(config), hp, extra)
-    carry = network.carry(config.num_envs)
-    actor = rollout.start(env_key, _training_env(setup, hp), setup.env_params, carry)
+    actor = setup.start(env_key, _training_env(setup, hp))
     return rollout.Learner(learner, actor, jnp.int32(0), key)
 
 
 def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.Learner, hp):
     config, network, learner = setup.config, setup.network, state.train
     rollout_key, shuffle_key = jax.random.split(jax.random.fold_in(state.key, state.iteration))
-    policy = rollout.network_policy(network, learner.params, _encoder(setup, learner.extra))
+    policy = setup.policy(learner.params, encode=_encoder(setup, learner.extra))
     env = _training_env(setup, hp)
     actor, trajectory = rollout.unroll(
         rollout_key, env, setup.env_params, policy, state.actor, config.num_steps
@@ -252,7 +246,7 @@ def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.L
     learner, sums = train.train_epochs(
         train_step, learner, batch, shuffle_key, hp, config.epochs, config.minibatches
     )
-    kl = jnp.mean(batch.old.kl(_apply(network, learner.params, batch)[0]))
+    kl = jnp.mean(batch.old.kl(rollout.apply(network, learner.params, batch)[0]))
     controller = trust_region.kl_penalty(learner.extra["kl"], kl)
     learner = learner.replace(extra={**learner.extra, "kl": controller})
     one = jnp.float32(1)
@@ -267,15 +261,6 @@ def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.L
 
 def _training_env(setup: rollout.Setup, hp):
     return normalize_reward(setup.batch, hp.gamma) if setup.config.normalize_reward else setup.batch
-
-
-def _apply(network, params, batch: Batch):
-    """Returns (distribution, value) of every element of a batch, in the batch's layout."""
-    if not network.recurrent:
-        return network.apply(params, (), batch.observation, batch.reset)[0]
-    observation, reset = tree.swap_axes((batch.observation, batch.reset))
-    outputs, _ = networks.unroll(network, params, batch.carry, observation, reset)
-    return tree.swap_axes(outputs)
 
 
 def _encoder(setup: rollout.Setup, extra):
