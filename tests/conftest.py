@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import hypothesis
 import jax
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
@@ -15,3 +16,7 @@ jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+# The first example compiles, so no example has a deadline; the same examples on every machine.
+hypothesis.settings.register_profile("strict", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("strict")

@@ -1,0 +1,74 @@
+"""Keys for large batches: distinct, uniform, and independent of one another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jrl import rng
+
+KEY = jax.random.key(3)
+
+
+def words(keys):
+    return np.asarray(jax.random.key_data(keys)).reshape(-1, 2)
+
+
+def test_all_keys_differ():
+    keys = jax.jit(rng.batch_keys, static_argnums=1)(KEY, (64, 1024))
+    assert keys.shape == (64, 1024)
+    assert len(np.unique(words(keys), axis=0)) == 64 * 1024
+
+
+def test_batches_of_consecutive_steps_share_no_key():
+    """As a rollout draws them: one batch for each key of a split."""
+    batches = jax.vmap(lambda key: rng.batch_keys(key, (2, 128)))(jax.random.split(KEY, 256))
+    assert len(np.unique(words(batches), axis=0)) == 256 * 256
+
+
+def test_the_words_wrap_around():
+    """Counting is modulo 2^32, so a base near the end makes no equal keys."""
+    key = next(
+        key
+        for seed in range(100_000)
+        if (key := jax.random.key(seed)) is not None
+        and int(jax.random.bits(key, (2,), jnp.uint32)[1]) > 2**32 - 2**20
+    )
+    assert len(np.unique(words(rng.batch_keys(key, (2**20,))), axis=0)) == 2**20
+
+
+def test_draws_are_uniform():
+    keys = rng.batch_keys(KEY, (50_000,))
+    draws = np.asarray(jax.vmap(jax.random.uniform)(keys))
+    assert scipy.stats.kstest(draws, "uniform").pvalue > 1e-3
+    counts = np.histogram(draws, 100, (0, 1))[0]
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+    bits = np.asarray(jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(keys))
+    ones = [int((bits >> i & 1).sum()) for i in range(32)]
+    # 32 fair coins thrown 50 000 times each: five standard deviations.
+    assert np.abs(np.array(ones) - 25_000).max() < 5 * np.sqrt(50_000 / 4)
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 128, 4096])
+def test_neighbouring_keys_give_uncorrelated_draws(lag):
+    keys = rng.batch_keys(KEY, (20_000,))
+    x = np.asarray(jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys))
+    a, b = x[:-lag], x[lag:]
+    # Every component against every component of the key `lag` further on, and their squares.
+    for f in (lambda v: v, np.square):
+        r = np.corrcoef(f(a).T, f(b).T)[:4, 4:]
+        assert np.abs(r).max() < 5 / np.sqrt(len(a))
+
+
+def test_split_or_fold_in_of_neighbours_does_not_meet():
+    keys = rng.batch_keys(KEY, (512,))
+    children = jax.vmap(lambda key: jax.random.split(key, 16))(keys)
+    assert len(np.unique(np.r_[words(keys), words(children)], axis=0)) == 512 * 17
+
+
+def test_other_generators_are_split():
+    key = jax.random.key(0, impl="rbg")
+    keys = rng.batch_keys(key, (2, 3))
+    expected = jax.random.split(key, (2, 3))
+    np.testing.assert_array_equal(jax.random.key_data(keys), jax.random.key_data(expected))
