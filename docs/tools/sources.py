@@ -8,8 +8,9 @@
 
 becomes the lines of that function from the first one that starts with the text after `from:` to
 the next one that starts with the text after `to:`, with their numbers in the file. Without `from:`
-it is the body of the function below its docstring, without `to:` one statement. A module, function
-or line that does not exist raises `SourceError`: the build fails, and so does a test.
+it is the body of the function below its docstring, without `to:` one statement. With `docstring:
+whole` it is the docstring instead, for measured results. A module, function or line that does not
+exist raises `SourceError`: the build fails, and so does a test.
 """
 
 import ast
@@ -29,7 +30,7 @@ class SourceError(ValueError):
 
 
 class Excerpt(NamedTuple):
-    """Lines of a file, dedented, and the number of the first one."""
+    """Lines of a file, dedented, and the number of the first one; 0 for a docstring."""
 
     path: str
     first: int
@@ -47,6 +48,8 @@ def expand(markdown: str) -> str:
 
 
 def _block(excerpt: Excerpt) -> str:
+    if not excerpt.first:
+        return f'```text title="{excerpt.path}"\n{excerpt.text}\n```\n'
     title = f"{excerpt.path}, line {excerpt.first}"
     return f'```python title="{title}" linenums="{excerpt.first}"\n{excerpt.text}\n```\n'
 
@@ -55,13 +58,22 @@ def find(request: str) -> Excerpt:
     """Looks up what one block names."""
     name, *rest = request.strip().splitlines()
     options = dict(line.split(": ", 1) for line in rest)
-    if unknown := options.keys() - {"from", "to"}:
+    if unknown := options.keys() - {"from", "to", "docstring"}:
         raise SourceError(f"{name}: no option {', '.join(sorted(unknown))}")
     path, node = _definition(name)
+    if "docstring" in options:
+        return Excerpt(path.relative_to(ROOT).as_posix(), 0, _docstring(name, node))
     lines = path.read_text().splitlines()
     first, last = _range(name, node, lines, options)
     text = textwrap.dedent("\n".join(lines[first - 1 : last]))
     return Excerpt(path.relative_to(ROOT).as_posix(), first, text)
+
+
+def _docstring(name: str, node) -> str:
+    text = ast.get_docstring(node)
+    if not text:
+        raise SourceError(f"{name}: no docstring")
+    return text
 
 
 def _definition(name: str) -> tuple[pathlib.Path, ast.AST]:
