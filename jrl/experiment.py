@@ -89,6 +89,7 @@ class Plan(NamedTuple):
     algorithm: Algorithm
     settings: tuple[tuple[str, dict[str, float]], ...]
     """(label, what it changes in the `Hyper`) of each point of the grid."""
+    members: int
     iterations: int
     """Iterations between two points."""
     steps_per_point: int
@@ -170,7 +171,8 @@ class Experiment:
             dict(zip(self.sweep, v, strict=True)) for v in itertools.product(*self.sweep.values())
         ]
         settings = tuple((_label(setting), setting) for setting in grid)
-        return Plan(algorithm, settings, iterations, iterations * unit, steps, requested)
+        members = len(settings) * self.seeds
+        return Plan(algorithm, settings, members, iterations, iterations * unit, steps, requested)
 
     def run(
         self, directory: str | pathlib.Path, resume: bool = False, quiet: bool = False
@@ -187,15 +189,15 @@ class Experiment:
         with (
             run.lock(),
             Checkpointer(run.checkpoints, self.keep) as checkpointer,
-            Progress(plan.steps, len(plan.settings) * self.seeds, quiet) as progress,
+            Progress(plan.steps, plan.members, quiet) as progress,
             stopping() as stop,
         ):
             members, hps, mesh = self._population(plan)
+            progress.say(f"{plan.members} members x {plan.steps:,} steps on {mesh.size} devices")
             members, done, spent = _restore(checkpointer, members, run, plan, progress)
             recorder = Recorder(run, self.tensorboard, self.wandb)
-            report = None
-            if progress.live:
-                report = lambda point, means: progress.update(point * plan.steps_per_point, means)  # noqa: E731
+            # A program that calls back cannot be kept in the persistent cache of compilations.
+            report = progress.point(plan.steps_per_point) if progress.live else None
             program = loop.make_program(plan.algorithm, plan.iterations, mesh, report)
             compiled = {}
             while done < self.points and not stop.is_set():
@@ -261,7 +263,6 @@ class Experiment:
 
     def _rows(self, plan: Plan, history: dict[str, Any], done: int) -> list[Row]:
         means = {name: _divide(*sums) for name, sums in history.items()}
-        points, members = next(iter(means.values())).shape
         return [
             {
                 "step": (done + point + 1) * plan.steps_per_point,
@@ -269,8 +270,8 @@ class Experiment:
                 "seed": self.seed + i % self.seeds,
                 "means": {name: _number(x[point, i]) for name, x in means.items()},
             }
-            for point in range(points)
-            for i in range(members)
+            for point in range(len(next(iter(means.values()))))
+            for i in range(plan.members)
         ]
 
     def _finish(self, plan, run, checkpointer, progress, spent, done) -> dict[str, Any]:
@@ -287,7 +288,6 @@ class Experiment:
         return plain(summary)
 
     def _summary(self, plan: Plan, run: RunDirectory, spent) -> dict[str, Any]:
-        members = len(plan.settings) * self.seeds
         training = max(spent["seconds"] - spent["compile_seconds"], 1e-9)
         device = jax.devices()[0]
         last = [row for row in run.rows() if row["step"] == plan.steps]
@@ -312,13 +312,13 @@ class Experiment:
             "settings": settings,
             "interval": "95 % Student t interval over seeds, at the last evaluation",
             "seeds": self.seeds,
-            "population": members,
+            "population": plan.members,
             "steps": plan.steps,
             "steps_requested": plan.requested,
             "note": note,
             "seconds": spent["seconds"],
             "compile_seconds": spent["compile_seconds"],
-            "steps_per_second": plan.steps * members / training,
+            "steps_per_second": plan.steps * plan.members / training,
             "devices": self._mesh().size,
             "device": f"{device.platform}: {device.device_kind}",
             "versions": versions(),

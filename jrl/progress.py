@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = ["Progress", "stopping"]
@@ -21,7 +21,7 @@ FIRST = ("eval/return", "episode_return", "loss")
 class Progress:
     """Shows steps done, steps per second of the whole population, time left and main metrics.
 
-    `live` says whether there is a bar that wants `update` while a program runs; `part` comes
+    `live` says whether there is a bar that wants `point` while a program runs; `part` comes
     between programs. Nothing at all is shown if `quiet`.
     """
 
@@ -29,6 +29,7 @@ class Progress:
         self.steps, self.members, self.quiet = steps, members, quiet
         self.live = not quiet and sys.stdout.isatty()
         self._bar: Any = None
+        self._shown = 3
         self._first: tuple[float, int] | None = None
 
     def __enter__(self) -> "Progress":
@@ -37,12 +38,13 @@ class Progress:
             from rich import progress
 
             self._bar = progress.Progress(
-                progress.SpinnerColumn(),
-                progress.BarColumn(bar_width=24),
-                progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
                 progress.TimeElapsedColumn(),
+                progress.BarColumn(bar_width=12),
+                progress.TaskProgressColumn(),
                 progress.TextColumn("{task.fields[text]}"),
             )
+            # What does not fit on the line would push the numbers out of their columns.
+            self._shown = 3 if self._bar.console.width >= 110 else 1
             self._bar.start()
             self._task = self._bar.add_task("", total=self.steps, text="compiling")
         return self
@@ -61,14 +63,21 @@ class Progress:
         else:
             self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def update(self, step: int, means: dict[str, float]) -> None:
-        """Moves the bar. Called from a thread of jax's while the program runs."""
-        now = time.perf_counter()
-        if self._first is None:
-            self._first = now, step
-        began, from_step = self._first
-        rate = (step - from_step) / (now - began) if step > from_step else None
-        self._bar.update(self._task, completed=step, text=self._text(step, means, rate))
+    def point(self, steps: int) -> Callable[[int, dict[str, float]], None]:
+        """Returns what moves the bar to a point, `steps` from one to the next.
+
+        It is called from a thread of jax's while the program runs.
+        """
+
+        def report(point: int, means: dict[str, float]) -> None:
+            now, step = time.perf_counter(), point * steps
+            if self._first is None:
+                self._first = now, step
+            began, from_step = self._first
+            rate = (step - from_step) / (now - began) if step > from_step else None
+            self._bar.update(self._task, completed=step, text=self._text(step, means, rate))
+
+        return report
 
     def part(self, step: int, means: dict[str, float], spent: dict[str, float]) -> None:
         """Shows where the run is after one of its programs."""
@@ -82,7 +91,7 @@ class Progress:
     def _text(self, step: int, means: dict[str, float], rate: float | None) -> str:
         names = [name for name in FIRST if name in means]
         names += [name for name in means if name not in names]
-        parts = [f"{name} {means[name]:.4g}" for name in names[:3]]
+        parts = [f"{name} {means[name]:.4g}" for name in names[: self._shown]]
         if rate:
             left = datetime.timedelta(seconds=round((self.steps - step) / rate))
             parts = [f"{rate * self.members:,.0f} steps/s", f"{left} left", *parts]

@@ -9,7 +9,10 @@ import time
 import pytest
 
 from jrl import cli
-from jrl.run_directory import RunDirectory
+from jrl.algos import ppo
+from jrl.envs import cartpole
+from jrl.experiment import Experiment
+from jrl.run_directory import RunDirectory, UsageError
 
 TINY = '''
 """Linear regression, tiny.
@@ -328,3 +331,46 @@ def test_the_installed_command():
     if not command.exists():
         pytest.skip("not installed")
     assert subprocess.check_output([command, "--version"], text=True).startswith("jrl ")
+
+
+def test_devices_only_share_the_work_out(here, capsys):
+    for devices in ("1", "2", "4"):
+        arguments = ("--seeds", "4", "--devices", devices, "--directory", f"on{devices}")
+        assert jrl("run", FILE, *arguments) == 0
+        assert f"on {devices} devices" in capsys.readouterr().out
+    on = {n: RunDirectory(f"on{n}").rows() for n in (1, 2, 4)}
+    for rows in (on[2], on[4]):
+        for a, b in zip(on[1], rows, strict=True):
+            assert (a["step"], a["seed"]) == (b["step"], b["seed"])
+            assert a["means"] == pytest.approx(b["means"], rel=1e-4, abs=1e-5)
+
+
+def test_a_member_does_not_depend_on_the_others(here):
+    assert jrl("run", FILE, "--seeds", "3", "--directory", "three") == 0
+    assert jrl("run", FILE, "--seeds", "1", "--seed", "2", "--directory", "one") == 0
+    third = [row for row in RunDirectory("three").rows() if row["seed"] == 2]
+    for a, b in zip(third, RunDirectory("one").rows(), strict=True):
+        assert a["means"] == pytest.approx(b["means"], rel=1e-4, abs=1e-5)
+
+
+def test_total_steps_follow_steps():
+    config = ppo.Config(num_envs=2, num_steps=8, minibatches=2, total_steps=160)
+    seen = []
+
+    def make(config):
+        seen.append(config.total_steps)
+        return ppo.make(cartpole.make(), config)
+
+    plan = Experiment("x", make, config, ppo.Hyper(), points=5).plan()
+    assert (plan.steps, plan.iterations, plan.steps_per_point) == (160, 2, 32)
+    plan = Experiment("x", make, config, ppo.Hyper(), points=5, steps=161).plan()
+    assert (plan.steps, plan.requested) == (240, 161) and seen[-1] == 240
+
+
+def test_an_experiment_runs_from_python(here, capsys):
+    experiment = cli.load_experiment(pathlib.Path(FILE))
+    summary = experiment.run("a", quiet=True)
+    assert summary["finished"] and capsys.readouterr() == ("", "")
+    assert experiment.run("a", resume=True) == summary
+    with pytest.raises(UsageError, match="a exists: resume it or choose another directory"):
+        experiment.run("a")
