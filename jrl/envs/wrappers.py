@@ -138,6 +138,8 @@ def episode_statistics(env) -> Environment:
 def scale_action(env) -> Environment:
     """Maps actions of [-1, 1] linearly onto the bounds of a `Box` action space."""
     space = env.action_space(env.default_params)
+    if not hasattr(space, "low"):
+        raise ValueError(f"{env.name} has no Box of actions to scale")
     _, inner_step = _raw(env)
 
     def step(key, state, action, params):
