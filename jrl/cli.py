@@ -84,6 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # Whoever read the output has left; what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        code = _fail(f"{error.filename}: {error.strerror}: choose another path", 2)
     except RuntimeError as error:
         if type(error).__name__ != "CorruptCheckpointError":
             raise

@@ -300,12 +300,10 @@ class Experiment:
             }
             entry = {"setting": label, "hyper": dataclasses.replace(self.hyper, **setting)}
             settings.append(entry | {"return": finals.get("eval/return"), "final": finals})
-        note = None
-        if plan.steps != plan.requested:
-            note = (
-                f"steps: {plan.steps} instead of {plan.requested}, rounded up to "
-                f"{self.points} points of {plan.iterations} whole iterations"
-            )
+        rounded = (
+            f"steps: {plan.steps} instead of {plan.requested}, rounded up to "
+            f"{self.points} points of {plan.iterations} whole iterations"
+        )
         return {
             "finished": True,
             "name": self.name,
@@ -315,7 +313,7 @@ class Experiment:
             "population": plan.members,
             "steps": plan.steps,
             "steps_requested": plan.requested,
-            "note": note,
+            "note": rounded if plan.steps != plan.requested else None,
             "seconds": spent["seconds"],
             "compile_seconds": spent["compile_seconds"],
             "steps_per_second": plan.steps * plan.members / training,
@@ -327,13 +325,14 @@ class Experiment:
 
 
 def _label(setting: dict[str, float]) -> str:
-    return ",".join(f"{name}={value:g}" for name, value in setting.items()) or "default"
+    # The short form unless it would make two settings look the same.
+    short = {k: f"{v:g}" if float(f"{v:g}") == v else repr(v) for k, v in setting.items()}
+    return ",".join(f"{name}={value}" for name, value in short.items()) or "default"
 
 
 def _check_hyper(hyper, sweep: dict[str, tuple[float, ...]]) -> None:
-    names = [field.name for field in dataclasses.fields(hyper)]
-    for name in names:
-        if math.isnan(getattr(hyper, name)):
+    for name in (names := [field.name for field in dataclasses.fields(hyper)]):
+        if np.isnan(np.asarray(getattr(hyper, name), float)).any():
             raise ValueError(f"hyper.{name} is not a number")
     for name, values in sweep.items():
         if name not in names:
@@ -343,7 +342,7 @@ def _check_hyper(hyper, sweep: dict[str, tuple[float, ...]]) -> None:
 
 
 def _with_steps(config, steps: int):
-    if any(field.name == "total_steps" for field in dataclasses.fields(config)):
+    if hasattr(config, "total_steps"):
         config = dataclasses.replace(config, total_steps=steps)
     if hasattr(config, "validate"):
         config.validate()

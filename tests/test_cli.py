@@ -173,6 +173,7 @@ MISTAKES = {
     "wandb": (["run", FILE, "--wandb", "p"], "wandb: the package is missing, run `pip install"),
     "both": (["run", FILE, "--resume", "--overwrite"], "exclude each other"),
     "existing": (["run", FILE, "--directory", "taken"], "taken exists: pass --resume, --overwrite"),
+    "below a file": (["run", FILE, "--directory", "notes.txt/x"], "notes.txt"),
     "not a run": (
         ["run", FILE, "--directory", "experiments", "--overwrite"],
         "experiments is no run",
@@ -365,6 +366,15 @@ def test_total_steps_follow_steps():
     assert (plan.steps, plan.iterations, plan.steps_per_point) == (160, 2, 32)
     plan = Experiment("x", make, config, ppo.Hyper(), points=5, steps=161).plan()
     assert (plan.steps, plan.requested) == (240, 161) and seen[-1] == 240
+
+
+def test_close_settings_have_different_names():
+    sweep = {"clip_eps": (0.1, 0.12345678, 0.12345679)}
+    plan = Experiment(
+        "x", lambda c: ppo.make(cartpole.make(), c), ppo.Config(), ppo.Hyper(), sweep=sweep
+    ).plan()
+    labels = [label for label, _ in plan.settings]
+    assert labels == ["clip_eps=0.1", "clip_eps=0.12345678", "clip_eps=0.12345679"]
 
 
 def test_an_experiment_runs_from_python(here, capsys):
