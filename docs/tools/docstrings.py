@@ -17,7 +17,7 @@ __all__ = ["Docstrings", "markdown"]
 HEAD = re.compile(r"^(Source|Args|Returns|Raises|Deviations?|Conventions?):(?= |$)")
 INLINE = re.compile(r"(?<=[.;] )(Returns|Raises|Deviation|Args):(?= )")
 TERM = re.compile(r"^(\w[\w*, ]*): ")
-KEEP = re.compile(r"(`[^`]*`|https?://\S+)")
+KEEP = re.compile(r"(`[^`]*`|https?://\S+|(?<![\w*\[])\*\w[\w ]*\w\*(?!\w))")
 SPECIAL = re.compile(r"([\\*_\[\]<>$~^#|])")
 
 
@@ -94,8 +94,6 @@ def _labels(text: str) -> str:
 
 
 def _escape(text: str) -> str:
-    """Escapes what Markdown would interpret, outside code and addresses."""
+    """Escapes what Markdown would interpret, outside code, addresses and *stressed* words."""
     parts = KEEP.split(text)
-    return "".join(
-        part if n % 2 else SPECIAL.sub(r"\\\1", part) for n, part in enumerate(parts)
-    )
+    return "".join(part if n % 2 else SPECIAL.sub(r"\\\1", part) for n, part in enumerate(parts))

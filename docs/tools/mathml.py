@@ -15,27 +15,25 @@ __all__ = ["MathError", "convert"]
 
 TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\d+(?:\.\d+)?|\s+|.", re.S)
 
-GREEK = dict(
-    zip(
-        "alpha beta gamma delta epsilon zeta eta theta lambda mu nu xi pi rho sigma tau phi"
-        " omega Delta Gamma Theta Sigma Phi Omega".split(),
-        "αβγδϵζηθλμνξπρστϕωΔΓΘΣΦΩ",
-        strict=True,
-    )
-)
+GREEK = {
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ϵ", "eta": "η", "theta": "θ",
+    "lambda": "λ", "mu": "μ", "nu": "ν", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ",
+    "phi": "ϕ", "omega": "ω", "Delta": "Δ", "Gamma": "Γ", "Theta": "Θ", "Sigma": "Σ", "Omega": "Ω",
+}  # fmt: skip
 OPERATORS = {
     "cdot": "⋅", "times": "×", "le": "≤", "leq": "≤", "ge": "≥", "geq": "≥", "ne": "≠",
     "approx": "≈", "sim": "∼", "in": "∈", "to": "→", "rightarrow": "→", "leftarrow": "←",
     "succ": "≻", "nabla": "∇", "partial": "∂", "mid": "|", "cdots": "⋯", "dots": "…", "ldots": "…",
-    "Vert": "‖", "pm": "±", "forall": "∀", "top": "⊤", "colon": ":", "propto": "∝",
+    "Vert": "‖", "pm": "±",
     "{": "{", "}": "}",
 }  # fmt: skip
 IDENTIFIERS = {"infty": "∞", "ell": "ℓ", "top": "⊤"}
-FUNCTIONS = set("log exp sin cos tanh var".split())
+FUNCTIONS = {"log", "exp", "sin", "cos", "tanh"}
 LIMITS = {"max", "min", "argmax", "argmin"}
 BIG = {"sum": "∑", "prod": "∏"}
 ACCENTS = {"hat": "^", "bar": "¯", "tilde": "~"}
 SPACES = {",": "0.17em", ";": "0.28em", " ": "0.28em", "quad": "1em", "qquad": "2em", "!": "0"}
+THIN = '<mspace width="0.17em"/>'
 SCRIPT = dict(zip("BEFHILMR", "ℬℰℱℋℐℒℳℛ", strict=True))
 BLACKBOARD = dict(zip("CHNPQRZ", "ℂℍℕℙℚℝℤ", strict=True))
 
@@ -68,10 +66,12 @@ def _row(tokens: list[str], i: int, stop: str | None) -> tuple[str, int]:
         command = tokens[i].removeprefix("\\")
         base, i = _atom(tokens, i)
         under, over, i = _scripts(tokens, i)
-        limits = command in BIG or command in LIMITS
-        parts.append(_attach(base, under, over, limits))
-        if command in FUNCTIONS or command in LIMITS:
-            parts.append('<mspace width="0.17em"/>')
+        named = command in FUNCTIONS or command in LIMITS
+        if named and parts and not parts[-1].endswith("</mo>"):
+            parts.append(THIN)
+        parts.append(_attach(base, under, over, command in BIG or command in LIMITS))
+        if named:
+            parts.append(THIN)
     return "".join(parts), i
 
 
@@ -81,6 +81,8 @@ def _atom(tokens: list[str], i: int) -> tuple[str, int]:
     token, i = tokens[i], i + 1
     if token == "{":
         body, i = _row(tokens, i, "}")
+        if i == len(tokens):
+            raise MathError("a brace is not closed")
         return f"<mrow>{body}</mrow>", i + 1
     if token[0].isdigit():
         return f"<mn>{token}</mn>", i
@@ -133,6 +135,8 @@ def _letters(name: str, text: str, i: int) -> tuple[str, int]:
         return f"<mtext>{html.escape(text)}</mtext>", i
     if name == "operatorname":
         return f'<mi mathvariant="normal">{html.escape(text)}</mi>', i
+    if name == "mathbf" and text.isdecimal():
+        return f"<mn>{''.join(chr(0x1D7CE + int(c)) for c in text)}</mn>", i
     if not (text.isascii() and text.isalpha()):
         raise MathError(f"\\{name} takes letters, got {text!r}")
     if name == "mathbf":

@@ -102,14 +102,11 @@ def _range(name: str, node, lines: list[str], options: dict[str, str]) -> tuple[
     body = node.body
     if ast.get_docstring(node) is not None and len(body) > 1:
         body = body[1:]
-    start, end = getattr(node, "lineno", 1), getattr(node, "end_lineno", None) or len(lines)
+    start, end = body[0].lineno, getattr(node, "end_lineno", None) or len(lines)
     if "from" not in options:
-        return body[0].lineno, end
+        return start, end
     first = _line(name, lines, options["from"], start, end)
-    if "to" in options:
-        last = _line(name, lines, options["to"], first, end)
-    else:
-        last = first
+    last = _line(name, lines, options["to"], first, end) if "to" in options else first
     # A statement that goes over several lines is shown whole.
     statements = [x for x in ast.walk(node) if isinstance(x, ast.stmt) and x.lineno == last]
     simple = [x.end_lineno for x in statements if not hasattr(x, "body")]
