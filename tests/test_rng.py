@@ -72,3 +72,37 @@ def test_other_generators_are_split():
     keys = rng.batch_keys(key, (2, 3))
     expected = jax.random.split(key, (2, 3))
     np.testing.assert_array_equal(jax.random.key_data(keys), jax.random.key_data(expected))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
+def test_fast_keys_draw_what_jax_draws(seed):
+    """jax's own threefry is the reference, bit for bit, alone and under jit and vmap."""
+    key = jax.random.key(seed)
+    draws = {
+        "bits": lambda k: jax.random.bits(k, (3, 5), jnp.uint32),
+        "bytes": lambda k: jax.random.bits(k, (7,), jnp.uint8),
+        "shorts": lambda k: jax.random.bits(k, (7,), jnp.uint16),
+        "normal": lambda k: jax.random.normal(k, (33,)),
+        "randint": lambda k: jax.random.randint(k, (9,), 0, 7),
+        "permutation": lambda k: jax.random.permutation(k, 100),
+        "split": lambda k: jax.random.key_data(jax.random.split(k, (2, 3))),
+        "fold_in": lambda k: jax.random.key_data(jax.random.fold_in(k, 12345)),
+        "batched": lambda k: jax.vmap(jax.random.uniform)(jax.random.split(k, 4)),
+    }
+    for name, draw in draws.items():
+        np.testing.assert_array_equal(draw(rng.fast(key)), draw(key), err_msg=name)
+        np.testing.assert_array_equal(jax.jit(draw)(rng.fast(key)), draw(key), err_msg=name)
+    batch = rng.batch_keys(key, (4,))
+    ours = jax.vmap(lambda k: jax.random.normal(k, (2,)))(batch)
+    np.testing.assert_array_equal(
+        ours, jax.vmap(lambda k: jax.random.normal(k, (2,)))(rng.portable(batch))
+    )
+
+
+def test_fast_leaves_other_generators_alone_and_portable_undoes_it():
+    other = jax.random.key(0, impl="rbg")
+    assert rng.fast(other) is other
+    tree = {"key": rng.fast(KEY), "x": jnp.ones(2), "n": 3}
+    back = rng.portable(tree)
+    assert back["key"].dtype == KEY.dtype and back["x"] is tree["x"] and back["n"] == 3
+    np.testing.assert_array_equal(words(back["key"]), words(KEY))

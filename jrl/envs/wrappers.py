@@ -91,7 +91,9 @@ def _step_or_reset(env, key, fresh, state, action, params) -> Step:
     )
     info = {**info, "final_observation": observation}
     done = terminated | truncated
-    observation, state = tree.select(done, fresh, (observation, state))
+    # An environment may keep its key: states hold jax's own ones, whatever drew them.
+    fresh, stepped = rng.portable((fresh, (observation, state)))
+    observation, state = tree.select(done, fresh, stepped)
     return observation, state, reward, terminated, truncated, info
 
 
@@ -191,7 +193,8 @@ def vectorize(env, num_envs: int) -> VectorEnvironment:
     inner_reset, _ = _raw(env)
 
     def reset(key, params):
-        return jax.vmap(inner_reset, (0, None))(rng.batch_keys(key, (num_envs,)), params)
+        keys = rng.batch_keys(key, (num_envs,))
+        return rng.portable(jax.vmap(inner_reset, (0, None))(keys, params))
 
     def draw(key, params):
         step_keys, reset_keys = rng.batch_keys(key, (2, num_envs))
