@@ -18,7 +18,7 @@ HEAD = re.compile(r"^(Source|Args|Returns|Raises|Deviations?|Conventions?):(?= |
 INLINE = re.compile(r"(?<=[.;] )(Returns|Raises|Deviation|Args):(?= )")
 TERM = re.compile(r"^(\w[\w*, ]*): ")
 KEEP = re.compile(r"(`[^`]*`|https?://\S+|(?<![\w*\[])\*\w[\w ]*\w\*(?!\w))")
-SPECIAL = re.compile(r"([\\*_\[\]<>$~^#|])")
+SPECIAL = re.compile(r"([\\*_\[\]>$#])")
 
 
 class Docstrings(Extension):
@@ -96,4 +96,6 @@ def _labels(text: str) -> str:
 def _escape(text: str) -> str:
     """Escapes what Markdown would interpret, outside code, addresses and *stressed* words."""
     parts = KEEP.split(text)
-    return "".join(part if n % 2 else SPECIAL.sub(r"\\\1", part) for n, part in enumerate(parts))
+    for n in range(0, len(parts), 2):
+        parts[n] = SPECIAL.sub(r"\\\1", parts[n]).replace("<", "&lt;")
+    return "".join(parts)
