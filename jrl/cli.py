@@ -302,7 +302,7 @@ def _simulate_devices(arguments: list[str]) -> None:
         return
     import jax
 
-    if wanted is None and jax.config.jax_num_cpu_devices > 0:
+    if wanted is None and jax.config.values["jax_num_cpu_devices"] > 0:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # Once a back end runs, as in a notebook, the number of its devices is what it is.

@@ -193,12 +193,12 @@ class Experiment:
             stopping() as stop,
         ):
             members, hps, mesh = self._population(plan)
-            progress.say(f"{plan.members} members x {plan.steps:,} steps on {mesh.size} devices")
+            progress.say(f"members {plan.members}, steps {plan.steps:,}, devices {mesh.size}")
             members, done, spent = _restore(checkpointer, members, run, plan, progress)
             recorder = Recorder(run, self.tensorboard, self.wandb)
             # A program that calls back cannot be kept in the persistent cache of compilations.
             report = progress.point(plan.steps_per_point) if progress.live else None
-            program = loop.make_program(plan.algorithm, plan.iterations, mesh, report)
+            program: Any = loop.make_program(plan.algorithm, plan.iterations, mesh, report)
             compiled = {}
             while done < self.points and not stop.is_set():
                 began, points = time.perf_counter(), min(self.checkpoint_every, self.points - done)

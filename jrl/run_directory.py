@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -217,8 +218,8 @@ def plain(x: Any) -> Any:
         return {str(k): plain(v) for k, v in x.items()}
     if isinstance(x, list | tuple):
         return [plain(v) for v in x]
-    if hasattr(x, "tolist"):
-        return plain(x.tolist())
+    if (tolist := getattr(x, "tolist", None)) is not None and not isinstance(x, type):
+        return plain(tolist())
     if isinstance(x, float) and not math.isfinite(x):
         return str(x)
     if x is None or isinstance(x, bool | int | float | str):
@@ -284,8 +285,7 @@ def _start_wandb(run: RunDirectory, project: str):
     """Starts an online run, or goes on with the one that this directory began."""
     if importlib.util.find_spec("wandb") is None:
         raise UsageError("wandb: the package is missing, run `pip install wandb`")
-    import wandb
-
+    wandb = importlib.import_module("wandb")
     file = run.path / "wandb_id.txt"
     known = file.read_text() if file.exists() else None
     started = wandb.init(

@@ -338,7 +338,7 @@ def test_devices_only_share_the_work_out(here, capsys):
     for devices in ("1", "2", "4"):
         arguments = ("--seeds", "4", "--devices", devices, "--directory", f"on{devices}")
         assert jrl("run", FILE, *arguments) == 0
-        assert f"on {devices} devices" in capsys.readouterr().out
+        assert f"members 4, steps 320, devices {devices}\n" in capsys.readouterr().out
     on = {n: RunDirectory(f"on{n}").rows() for n in (1, 2, 4)}
     for rows in (on[2], on[4]):
         for a, b in zip(on[1], rows, strict=True):
