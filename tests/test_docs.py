@@ -3,6 +3,7 @@
 `make docs` checks the links; here is all that needs no mkdocs.
 """
 
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -123,6 +124,15 @@ def test_what_is_not_in_the_source_is_refused():
     for request in (f"{module}.nothing", f"{module}.td_error\nfrom: nothing", "jrl.nothing.at.all"):
         with pytest.raises(sources.SourceError):
             sources.find(request)
+
+
+def test_measured_numbers_are_the_experiments():
+    rows = re.findall(r"^\| \[\w+\]\((experiments/\w+\.py)\)(.*)\|$", README.read_text(), re.M)
+    assert {ROOT / file for file, _ in rows} <= set((ROOT / "experiments").glob("*.py"))
+    for file, text in rows:
+        docstring = ast.get_docstring(ast.parse((ROOT / file).read_text())) or ""
+        for number in re.findall(r"\d[\d.,e-]*\d|\d", text):
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", docstring), (file, number)
 
 
 def test_every_formula_of_the_course_is_linked_or_to_come():
