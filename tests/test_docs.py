@@ -126,6 +126,19 @@ def test_what_is_not_in_the_source_is_refused():
             sources.find(request)
 
 
+def test_docstrings_become_markdown():
+    pytest.importorskip("griffe")
+    convert = load("docstrings").markdown
+    assert convert("Sums.\n\n    y = x_t * 2") == "Sums.\n\n```text\ny = x_t * 2\n```"
+    assert convert("Two.\n\n>>> 1 + 1\n2").endswith("```pycon\n>>> 1 + 1\n2\n```")
+    assert convert("Source: A & B.\nArgs: `x_t` [*batch] of *all* T < 3.") == (
+        "**Source:** A & B.\n\n**Args:** `x_t` \\[\\*batch\\] of *all* T &lt; 3."
+    )
+    assert convert("Args:\n    a, b: first\n        line.\n    c: last.") == (
+        "**Args:**\n\n- `a`, `b`: first line.\n- `c`: last."
+    )
+
+
 def test_measured_numbers_are_the_experiments():
     rows = re.findall(r"^\| \[\w+\]\((experiments/\w+\.py)\)(.*)\|$", README.read_text(), re.M)
     assert {ROOT / file for file, _ in rows} <= set((ROOT / "experiments").glob("*.py"))
