@@ -81,6 +81,7 @@ CONTRACTS = {
 
 UNTYPED = {
     "env": "ours or gymnax's, which have no type in common",
+    "env_params": "a pytree, that of whichever environment it is",
     "condition": "a bool or an array of any shape",
     "index": "whatever indexes an array",
     "dtype": "whatever jax takes for one",
