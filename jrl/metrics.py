@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jrl.types import Array, Float, Leaf, Metrics, PyTree
+from jrl.types import Array, Leaf, Metrics, PyTree
 
 __all__ = ["RunningStatistics", "mean", "merge", "normalize", "total", "update"]
 
