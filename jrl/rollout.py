@@ -198,7 +198,7 @@ def episode_metrics(trajectory: Trajectory, mask: Array | None = None) -> Metric
 
     Needs `wrappers.episode_statistics` below the batch. Steps outside `mask` do not count.
     """
-    done = (trajectory.terminated | trajectory.truncated).astype(jnp.float32)
+    done = jnp.asarray(trajectory.terminated | trajectory.truncated, jnp.float32)
     if mask is not None:
         done = done * mask
     count = jnp.sum(done)
