@@ -19,8 +19,9 @@ REQUIREMENTS := pyproject.toml constraints.txt
 help:
 	@echo "make run | test | check | format | docs | clean"
 
+# A directory of its own, so that a second `make run` replaces nothing but the first.
 run: $(VENV)/.run
-	$(BIN)/jrl run experiments/ppo_cartpole.py $(ARGS)
+	$(BIN)/jrl run experiments/ppo_cartpole.py --directory runs/make_run --overwrite $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
