@@ -185,7 +185,8 @@ def make_train_step(
 def sum_columns(loss: Array, columns: dict[str, Array], mask: Array | None = None) -> Loss:
     """Sums per-example losses, and columns of the same shape as metrics, over a (micro)batch.
 
-    `mask` weighs the examples; a masked one may hold anything, NaN included.
+    `mask` weighs the examples. NaN behind the mask leaves the sums alone but not the gradient:
+    columns that may hold one are cleaned in `prepare`.
 
     >>> loss = sum_columns(jnp.array([1.0, 5.0]), {}, jnp.array([1.0, 0.0]))
     >>> float(loss.total), float(loss.weight)
