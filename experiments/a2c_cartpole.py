@@ -1,6 +1,6 @@
 """A2C on CartPole-v1.
 
-    jrl run experiments/a2c_cartpole.py
+jrl run experiments/a2c_cartpole.py
 """
 
 from jrl.algos import a2c

@@ -1,6 +1,6 @@
 """PPO on MinAtar Breakout, a gymnax environment used as it is.
 
-    jrl run experiments/ppo_breakout.py
+jrl run experiments/ppo_breakout.py
 """
 
 from jrl.algos import ppo
@@ -19,7 +19,12 @@ experiment = Experiment(
     name="ppo_breakout",
     make=make,
     config=ppo.Config(
-        num_envs=64, num_steps=128, epochs=4, minibatches=8, total_steps=10_000_000, eval_episodes=64
+        num_envs=64,
+        num_steps=128,
+        epochs=4,
+        minibatches=8,
+        total_steps=10_000_000,
+        eval_episodes=64,
     ),
     hyper=ppo.Hyper(learning_rate=5e-3, anneal=1.0, entropy_coef=0.01, value_clip=0.2),
     seeds=2,

@@ -1,6 +1,6 @@
 """PPO on CartPole-v1: does it balance the pole, and does the clipping range matter?
 
-    jrl run experiments/ppo_cartpole.py
+jrl run experiments/ppo_cartpole.py
 """
 
 from jrl.algos import ppo

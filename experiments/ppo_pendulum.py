@@ -1,6 +1,6 @@
 """PPO on Pendulum-v1.
 
-    jrl run experiments/ppo_pendulum.py
+jrl run experiments/ppo_pendulum.py
 """
 
 from jrl.algos import ppo
@@ -11,14 +11,15 @@ experiment = Experiment(
     name="ppo_pendulum",
     make=lambda config: ppo.make(pendulum.make(), config),
     config=ppo.Config(
-        num_envs=16,
-        num_steps=200,
-        epochs=10,
-        minibatches=50,
-        total_steps=500_000,
-        normalize_reward=True,
+        num_envs=64,
+        num_steps=64,
+        epochs=8,
+        minibatches=16,
+        total_steps=1_000_000,
         normalize_observation=True,
+        normalize_reward=True,
+        eval_greedy=True,
     ),
-    hyper=ppo.Hyper(learning_rate=1e-3, gamma=0.9),
+    hyper=ppo.Hyper(learning_rate=1e-3, anneal=1.0, gamma=0.95),
     seeds=8,
 )

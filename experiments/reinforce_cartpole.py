@@ -1,6 +1,6 @@
 """REINFORCE on CartPole-v1.
 
-    jrl run experiments/reinforce_cartpole.py
+jrl run experiments/reinforce_cartpole.py
 """
 
 from jrl.algos import reinforce

@@ -9,6 +9,23 @@ Array([-1.2], dtype=float32)
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jrl import (
+        algos,
+        checkpoint,
+        distributions,
+        envs,
+        experiment,
+        loop,
+        losses,
+        metrics,
+        networks,
+        rollout,
+        tabular,
+        train,
+    )
 
 __all__ = [
     "algos",

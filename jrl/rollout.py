@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jrl import networks, rng, tree
+from jrl import networks, rng, train, tree
 from jrl.distributions import Distribution
 from jrl.envs.wrappers import VectorEnvironment, episode_statistics, vectorize
+from jrl.losses import returns
 from jrl.networks import Network
-from jrl.types import Array, Key, Leaf, Metrics, Params, PyTree
+from jrl.train import Optimizer
+from jrl.types import Array, Key, Leaf, Metrics, Params, PyTree, Scalar
 
 __all__ = [
     "Actor",
@@ -19,6 +21,7 @@ __all__ = [
     "Policy",
     "Setup",
     "Trajectory",
+    "advantages",
     "apply",
     "critic",
     "episode_metrics",
@@ -70,6 +73,14 @@ class Setup(NamedTuple):
     batch: VectorEnvironment
     env_params: PyTree
     network: Network
+
+    def init(
+        self, key: Key, optimizer: Optimizer, hp: PyTree, extra: PyTree = (), env=None
+    ) -> "Learner":
+        """Starts a run: parameters, optimizer, environments (of `env`, if wrapped) and keys."""
+        network_key, train_key, env_key, key = jax.random.split(key, 4)
+        state = train.init(train_key, self.network.init(network_key), optimizer, hp, extra)
+        return Learner(state, self.start(env_key, env), jnp.int32(0), key)
 
     def start(self, key: Key, env: VectorEnvironment | None = None) -> "Actor":
         """Resets the batch (or `env`, a wrapped form of it) and clears the memories."""
@@ -150,6 +161,34 @@ def critic(
     same_episode = jnp.zeros_like(trajectory.reset)
     (_, v_t), _ = network.apply(params, carries, final, same_episode)
     return distribution, v_tm1, v_t
+
+
+def advantages(
+    trajectory: Trajectory,
+    v_tm1: Array,
+    v_t: Array,
+    gamma: Scalar,
+    lambda_: Scalar,
+    standardize: bool,
+) -> tuple[Array, Array]:
+    """Estimates advantages (GAE) and the targets A_t + V(s_t) of the value, [T, B].
+
+    A terminated step is followed by nothing, a truncated one by V of its final observation.
+    Standardised advantages have mean 0 and deviation 1 over the whole trajectory: examples are
+    coupled here, before there are minibatches.
+    """
+    advantage = returns.generalized_advantages(
+        trajectory.reward,
+        gamma * (1.0 - trajectory.terminated),
+        lambda_,
+        v_tm1,
+        v_t,
+        jnp.asarray(trajectory.terminated | trajectory.truncated, bool),
+    )
+    target = advantage + v_tm1
+    if standardize:
+        advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
+    return advantage, target
 
 
 def start(key: Key, env: VectorEnvironment, env_params: PyTree, carry: PyTree = ()) -> Actor:

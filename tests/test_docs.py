@@ -127,7 +127,6 @@ def test_what_is_not_in_the_source_is_refused():
 
 
 def test_docstrings_become_markdown():
-    pytest.importorskip("griffe")
     convert = load("docstrings").markdown
     assert convert("Sums.\n\n    y = x_t * 2") == "Sums.\n\n```text\ny = x_t * 2\n```"
     assert convert("Two.\n\n>>> 1 + 1\n2").endswith("```pycon\n>>> 1 + 1\n2\n```")

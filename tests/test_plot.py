@@ -1,5 +1,6 @@
 """Interquartile means and bootstrap intervals against scipy, and a picture."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -83,7 +84,18 @@ def test_draws_a_png(tmp_path, settings):
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n") and path.stat().st_size > 10_000
     other = plot.curves(runs[:1], "late", tmp_path / "deep" / "x.png", resamples=50)
     assert other.exists()
-    assert "matplotlib.pyplot" not in sys.modules, "no display is looked for"
+
+
+def test_no_display_is_looked_for(tmp_path):
+    """Drawing does without pyplot, which would choose a back end for the screen."""
+    run = make_run(tmp_path / "a", ("default",)).path
+    code = f"""
+import pathlib, sys
+from jrl import plot
+plot.curves([pathlib.Path({str(run)!r})], resamples=50)
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_clear_errors(tmp_path, monkeypatch):

@@ -14,12 +14,11 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import struct
 
 from jrl import networks, rollout, train, tree
-from jrl.losses import policy_gradient, returns, value
+from jrl.losses import policy_gradient, value
 from jrl.types import Algorithm, Leaf, check_sizes
 
 __all__ = ["Batch", "Config", "Hyper", "make", "make_objective", "optimizer"]
@@ -132,17 +131,9 @@ def prepare(setup: rollout.Setup, state: train.TrainState, carry, trajectory, hp
     `carry` is the memory that the trajectory began with.
     """
     _, v_tm1, v_t = rollout.critic(setup.network, state.params, carry, trajectory)
-    advantage = returns.generalized_advantages(
-        trajectory.reward,
-        hp.gamma * (1.0 - trajectory.terminated),
-        hp.gae_lambda,
-        v_tm1,
-        v_t,
-        trajectory.terminated | trajectory.truncated,
+    advantage, target = rollout.advantages(
+        trajectory, v_tm1, v_t, hp.gamma, hp.gae_lambda, setup.config.normalize_advantage
     )
-    target = advantage + v_tm1
-    if setup.config.normalize_advantage:
-        advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
     columns = Batch(
         trajectory.observation, trajectory.reset, (), trajectory.action, advantage, target
     )
@@ -169,22 +160,18 @@ def make(
     grad_fn = train.gradient(make_objective(setup.network), config.microbatches)
     train_step = train.make_train_step(grad_fn, optimizer(config))
 
+    def init(key, hp):
+        return setup.init(key, optimizer(config), hp)
+
     def evaluate(state, key, hp):
         return setup.evaluate(key, setup.policy(state.train.params, config.eval_greedy))
 
     return Algorithm(
-        functools.partial(_init, setup),
+        init,
         functools.partial(_iterate, setup, train_step),
         evaluate,
         config.steps_per_iteration,
     )
-
-
-def _init(setup: rollout.Setup, key, hp):
-    network_key, train_key, env_key, key = jax.random.split(key, 4)
-    params = setup.network.init(network_key)
-    learner = train.init(train_key, params, optimizer(setup.config), hp)
-    return rollout.Learner(learner, setup.start(env_key), jnp.int32(0), key)
 
 
 def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.Learner, hp):

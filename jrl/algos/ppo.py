@@ -16,6 +16,7 @@ observation; the gradient's global norm is clipped.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from flax import struct
 from jrl import metrics as stats
 from jrl import networks, rollout, train, tree
 from jrl.envs.wrappers import normalize_reward
-from jrl.losses import policy_gradient, returns, trust_region, value
+from jrl.losses import policy_gradient, trust_region, value
 from jrl.types import Algorithm, Leaf, check_sizes
 
 __all__ = ["Batch", "Config", "Hyper", "make", "make_objective", "optimizer"]
@@ -169,17 +170,9 @@ def prepare(setup: rollout.Setup, state: train.TrainState, carry, trajectory, hp
     """
     encode = _encoder(setup, state.extra)
     old, v_tm1, v_t = rollout.critic(setup.network, state.params, carry, trajectory, encode)
-    advantage = returns.generalized_advantages(
-        trajectory.reward,
-        hp.gamma * (1.0 - trajectory.terminated),
-        hp.gae_lambda,
-        v_tm1,
-        v_t,
-        trajectory.terminated | trajectory.truncated,
+    advantage, target = rollout.advantages(
+        trajectory, v_tm1, v_t, hp.gamma, hp.gae_lambda, setup.config.normalize_advantage
     )
-    target = advantage + v_tm1
-    if setup.config.normalize_advantage:
-        advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
     observation = encode(trajectory.observation)
     columns = Batch(
         observation, trajectory.reset, (), trajectory.action, old, advantage, target, v_tm1
@@ -222,15 +215,13 @@ def make(
 
 
 def _init(setup: rollout.Setup, key, hp):
-    config, network = setup.config, setup.network
-    network_key, train_key, env_key, key = jax.random.split(key, 4)
-    extra = {"kl": trust_region.init_kl_penalty(hp.kl_beta, hp.kl_target, factor=1.0 + hp.kl_adapt)}
-    if config.normalize_observation:
+    extra: dict[str, Any] = {
+        "kl": trust_region.init_kl_penalty(hp.kl_beta, hp.kl_target, factor=1.0 + hp.kl_adapt)
+    }
+    if setup.config.normalize_observation:
         shape = setup.env.observation_space(setup.env_params).shape
         extra["observation"] = stats.RunningStatistics.zeros(shape)
-    learner = train.init(train_key, network.init(network_key), optimizer(config), hp, extra)
-    actor = setup.start(env_key, _training_env(setup, hp))
-    return rollout.Learner(learner, actor, jnp.int32(0), key)
+    return setup.init(key, optimizer(setup.config), hp, extra, _training_env(setup, hp))
 
 
 def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.Learner, hp):

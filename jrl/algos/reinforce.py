@@ -173,22 +173,18 @@ def make(
     grad_fn = train.gradient(make_objective(setup.network, config), config.microbatches)
     train_step = train.make_train_step(grad_fn, optimizer(config))
 
+    def init(key, hp):
+        return setup.init(key, optimizer(config), hp)
+
     def evaluate(state, key, hp):
         return setup.evaluate(key, setup.policy(state.train.params, config.eval_greedy))
 
     return Algorithm(
-        functools.partial(_init, setup),
+        init,
         functools.partial(_iterate, setup, train_step),
         evaluate,
         config.steps_per_iteration,
     )
-
-
-def _init(setup: rollout.Setup, key, hp):
-    network_key, train_key, env_key, key = jax.random.split(key, 4)
-    params = setup.network.init(network_key)
-    learner = train.init(train_key, params, optimizer(setup.config), hp)
-    return rollout.Learner(learner, setup.start(env_key), jnp.int32(0), key)
 
 
 def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.Learner, hp):
