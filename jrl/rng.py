@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend import random as extend
 
-from jrl.types import Array, Key, PyTree
+from jrl.types import Array, Int, Key, PyTree
 
-__all__ = ["batch_keys", "fast", "portable"]
+__all__ = ["batch_keys", "fast", "permutation", "portable"]
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
@@ -53,6 +53,28 @@ def fast(key: Key) -> Key:
     if str(jax.random.key_impl(key)) != STANDARD:
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=UNROLLED)
+
+
+def permutation(key: Key, n: int) -> Int[Array, " n"]:
+    """Draws a random order of `0 .. n - 1` by sorting random words that end in the numbers.
+
+    One operand sorts four to eight times faster on a CPU than `jax.random.permutation`'s key and
+    value. Ties of the 32 - log2(n) random bits leave two numbers in their order, so as many
+    rounds follow each other as make 2 log2(n) bits: for n = 512 one round, and a tie in one draw
+    of sixty. The key is consumed. Raises ValueError for n outside 1 .. 2^24.
+
+    >>> sorted(permutation(jax.random.key(0), 5).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    if not 1 <= n <= 2**24:
+        raise ValueError(f"n must be between 1 and 2^24, got {n}")
+    low = max(1, (n - 1).bit_length())
+    number = jnp.arange(n, dtype=jnp.uint32)
+    order = number
+    for round_key in jax.random.split(fast(key), -(-2 * low // (32 - low))):
+        words = jax.random.bits(round_key, (n,), jnp.uint32) << jnp.uint32(low) | number
+        order = order[jax.lax.sort(words, is_stable=False) & jnp.uint32((1 << low) - 1)]
+    return order.astype(jnp.int32)
 
 
 def portable(tree: PyTree) -> PyTree:

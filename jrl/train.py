@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jrl import metrics, tree
+from jrl import metrics, rng, tree
 from jrl.types import Array, Float, Key, Leaf, Metrics, Params, PyTree, Scalar
 
 __all__ = [
@@ -233,7 +233,7 @@ def train_epochs(
         return state, loss.metrics
 
     def epoch(state, key):
-        order = jax.random.permutation(key, examples).reshape(minibatches, -1)
+        order = rng.permutation(key, examples).reshape(minibatches, -1)
         state, sums = jax.lax.scan(one, state, tree.take(batch, order))
         return state, metrics.total(sums)
 

@@ -106,3 +106,36 @@ def test_fast_leaves_other_generators_alone_and_portable_undoes_it():
     back = rng.portable(tree)
     assert back["key"].dtype == KEY.dtype and back["x"] is tree["x"] and back["n"] == 3
     np.testing.assert_array_equal(words(back["key"]), words(KEY))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 512, 1000, 8192, 70_000])
+def test_a_permutation_holds_every_number_once(n):
+    order = jax.jit(rng.permutation, static_argnums=1)(jax.random.key(n), n)
+    np.testing.assert_array_equal(np.sort(order), np.arange(n))
+
+
+def test_all_orders_are_equally_likely():
+    """Chi-square over the 24 orders of four, and over where each of 64 numbers ends up."""
+    keys = jax.random.split(jax.random.key(3), 24_000)
+    orders = np.asarray(jax.jit(jax.vmap(lambda k: rng.permutation(k, 4)))(keys))
+    _, counts = np.unique(orders @ [64, 16, 4, 1], return_counts=True)
+    assert len(counts) == 24
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+    places = np.asarray(jax.jit(jax.vmap(lambda k: rng.permutation(k, 64)))(keys[:6400]))
+    for number in (0, 31, 63):
+        counts = np.bincount(np.argwhere(places == number)[:, 1], minlength=64)
+        assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_neighbours_do_not_keep_their_order():
+    """Where ties are common, n = 70 000 with 15 random bits, rounds make up for it."""
+    order = np.asarray(rng.permutation(jax.random.key(5), 70_000))
+    place = np.argsort(order)
+    kept = np.mean(place[1:] > place[:-1])
+    np.testing.assert_allclose(kept, 0.5, atol=4 * 0.5 / np.sqrt(70_000))
+
+
+@pytest.mark.parametrize("n", [0, 2**24 + 1])
+def test_a_permutation_of_too_many_names_the_number(n):
+    with pytest.raises(ValueError, match="n must be between"):
+        rng.permutation(jax.random.key(0), n)
