@@ -3,7 +3,7 @@
 `tests/losses` is no package: pytest (import mode `prepend`) puts this directory on `sys.path`, so
 a test file here writes
 
-    from checks import check_float64_grads, golden, through_jit_and_vmap
+    from checks import golden, gradients_hold, through_jit_and_vmap
 
 and pytest must see no second `checks.py` elsewhere under `tests/`.
 """
@@ -65,6 +65,14 @@ def check_float64_grads(f, *args, modes=("fwd", "rev"), order=1, atol=1e-6, rtol
         primals = [jnp.asarray(args[i], jnp.float64) for i in float_at]
         args = [a if a is None else jnp.asarray(a) for a in args]
         check_grads(of_floats, primals, order, modes=modes, atol=atol, rtol=rtol, eps=eps)
+
+
+def gradients_hold(f, *args):
+    """`check_float64_grads` of the compiled `f`, for functions with jaxtyping annotations.
+
+    Finite differences hand over NumPy arrays, which the annotations refuse.
+    """
+    check_float64_grads(jax.jit(lambda *a: f(*map(jnp.asarray, a))), *args)
 
 
 def through_jit_and_vmap(f, *args, axis=0, rtol=1e-5, atol=1e-6):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import check_float64_grads, close, golden, through_jit_and_vmap
+from checks import close, golden, gradients_hold, through_jit_and_vmap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
@@ -16,11 +16,6 @@ from jrl.losses import preference
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
 wrong = (AssertionError, TypeCheckError)
-
-
-def gradients_hold(f, *args):
-    # Finite differences hand over NumPy arrays, which the annotations refuse.
-    check_float64_grads(jax.jit(lambda *a: f(*map(jnp.asarray, a))), *args)
 
 
 def normals(seed, *shape):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import check_float64_grads, close, golden, through_jit_and_vmap
+from checks import close, golden, gradients_hold, through_jit_and_vmap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
@@ -20,11 +20,6 @@ kinds = ["grpo", "dr_grpo", "rloo"]
 by_axis = jax.jit(tokens.group_advantages, static_argnames="kind")
 by_id = jax.jit(tokens.group_advantages_by_id, static_argnames=("num_groups", "kind"))
 whiten = jax.jit(tokens.masked_whiten, static_argnames="shift_mean")
-
-
-def gradients_hold(f, *args):
-    # Finite differences hand over NumPy arrays, which the annotations refuse.
-    check_float64_grads(jax.jit(lambda *a: f(*map(jnp.asarray, a))), *args)
 
 
 def batch_through_jit_and_vmap(f, *args):

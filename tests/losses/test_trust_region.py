@@ -103,6 +103,25 @@ def test_proportional_rule_through_jit_and_vmap():
     check_float64_grads(f, 0.3, 1.0, 10.0, 1.1, 2.0)
 
 
+def test_controllers_have_float64_gradients_away_from_their_jumps():
+    # The proportional rule is continuous: a clipped error still moves beta with n and horizon.
+    def proportional(beta, target, horizon, clip, kl, n):
+        return tr.proportional_kl(tr.init_proportional_kl(beta, target, horizon, clip), kl, n).beta
+
+    for kl in (0.3, 0.9, 1.1, 3.0):
+        check_float64_grads(proportional, 0.3, 1.0, 10.0, 0.2, kl, 2.0)
+
+    # PPO's rule jumps where the divergence leaves its band, so it has no gradient there; on
+    # either side beta is multiplied by a constant, and kl and target get none at all.
+    def banded(beta, target, factor, kl):
+        return tr.kl_penalty(tr.init_kl_penalty(beta, target, 1.5, factor), kl).beta
+
+    for kl, scale in ((0.5, 0.5), (1.0, 1.0), (2.0, 2.0)):
+        check_float64_grads(banded, 0.3, 1.0, 2.0, kl)
+        grads = jax.grad(banded, (0, 1, 3))(0.3, 1.0, 2.0, kl)
+        assert [float(g) for g in grads] == [scale, 0.0, 0.0]
+
+
 def test_states_keep_their_types():
     for state, update in (
         (tr.init_kl_penalty(), tr.kl_penalty),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import check_float64_grads, close, golden, through_jit_and_vmap
+from checks import close, golden, gradients_hold, through_jit_and_vmap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
@@ -20,11 +20,6 @@ wrong = (AssertionError, TypeCheckError)
 
 def arrays(inputs, *names):
     return [jnp.asarray(inputs[name]) for name in names]
-
-
-def gradients_hold(f, *args):
-    # Finite differences hand over NumPy arrays, which the annotations refuse.
-    check_float64_grads(jax.jit(lambda *a: f(*map(jnp.asarray, a))), *args)
 
 
 # Regression
@@ -86,7 +81,36 @@ def test_clip_ranges_map_as_hyper_parameters():
     close(out, np.array([[1.125], [0.5]]))
 
 
+def test_regression_losses_have_float64_gradients():
+    # No error lies at a threshold or within a finite difference of it.
+    error = np.array([[-2.0, -0.3], [0.4, 3.0]])
+    gradients_hold(value.squared_loss, error)
+    for threshold in (0.7, 10.0):
+        gradients_hold(value.huber_loss, error, threshold)
+
+    # Inside the clip; outside it to either side, with the clamped value further off (no gradient
+    # in v, but one in the clip) and with v itself further off.
+    v = np.array([1.1, 1.9, 0.1, 1.9, 0.1])
+    old, target = np.ones(5), np.array([2.0, 3.0, -1.0, -1.0, 3.0])
+
+    # The old values and targets are stopped, so that finite differences of them would disagree.
+    def clipped(v, clip):
+        return value.clipped_value_loss(v, jnp.asarray(old), jnp.asarray(target), clip)
+
+    gradients_hold(clipped, v, 0.5)
+    grad = jax.grad(lambda v: clipped(v, 0.5).sum())(jnp.asarray(v, jnp.float32))
+    close(grad, np.array([-0.9, 0.0, 0.0, 2.9, -2.9]))
+
+
 # Relations of Q, V and A
+
+
+def test_state_values_and_advantages_have_float64_gradients():
+    rng = np.random.default_rng(0)
+    q, probs = rng.normal(size=(3, 4)), rng.dirichlet(np.ones(4), 3)
+    gradients_hold(value.state_value, q, probs)
+    gradients_hold(value.action_advantages, q, rng.normal(size=3))
+    gradients_hold(lambda q, p: value.action_advantages(q, value.state_value(q, p)), q, probs)
 
 
 @few
