@@ -3,10 +3,10 @@
 jrl and rejax 0.1.3 in turn, with 4 environments x 128 steps, 64 x 128 and 2048 x 32, and 1, 8 and
 32 seeds under `vmap`; compile seconds apart; and the final returns of whole runs, so that speed
 is not bought by not learning. Both: 2 x 64 tanh units, 4 minibatches, 4 epochs, learning rate
-2.5e-4, gamma .99, lambda .95, clip .2, entropy .01, value .5, gradient norm .5. Where they differ,
-it is rejax that does so: a constant learning rate (jrl anneals), an elementwise clip of the
-gradient, an optimizer each for actor and critic. Evaluation: one episode per timed call of jrl,
-none of rejax.
+2.5e-4, gamma .99, lambda .95, clip .2, entropy .01, value .5, value clip .2, gradient norm .5.
+Where they differ, it is rejax that does so: a constant learning rate (jrl anneals), an elementwise
+clip of the gradient, an optimizer each for actor and critic. Evaluation: one episode per timed
+call of jrl, none of rejax.
 
 rejax 0.1.3 unpacks five values from `step` and dies on gymnax 1.x ("too many values to unpack
 (expected 5)"): an adapter here folds terminated | truncated into done.
@@ -42,7 +42,7 @@ from jrl.algos import ppo
 from jrl.envs import cartpole
 
 SIZES = {"4x128": (4, 128, 500_000), "64x128": (64, 128, 1_000_000), "2048x32": (2048, 32, 4e6)}
-HYPER = ppo.Hyper(learning_rate=2.5e-4, anneal=1.0, entropy_coef=0.01)
+HYPER = ppo.Hyper(learning_rate=2.5e-4, anneal=1.0, entropy_coef=0.01, value_clip=0.2)
 BUDGET = {1: 65_536, 8: 262_144, 32: 262_144}
 """Environment steps of all seeds together in one timed call; at least one iteration."""
 
