@@ -78,8 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = 0
     except UsageError as error:
         code = _fail(error, 2)
-    except KeyboardInterrupt:
-        code = _fail("interrupted: go on with `jrl resume RUN`", 130)
+    except KeyboardInterrupt as error:
+        code = _fail(str(error) or "interrupted: go on with `jrl resume RUN`", 130)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # The usual way out waits for the program that is running, for minutes perhaps.
+        os._exit(code)
     except BrokenPipeError:
         # Whoever read the output has left; what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -359,3 +363,7 @@ def _show(summary: dict[str, Any]) -> None:
         f"{summary['seconds']:.1f} s, {summary['compile_seconds']:.1f} s of it compiling: "
         f"{summary['steps_per_second']:,.0f} steps/s on {summary['device']}"
     )
+
+
+if __name__ == "__main__":
+    main()

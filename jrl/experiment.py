@@ -10,6 +10,7 @@ as one program, run in parts; after each part the state is saved while the next 
 """
 
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import math
@@ -23,22 +24,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jrl import loop
 from jrl.checkpoint import Checkpointer
-from jrl.progress import Progress, stopping
+from jrl.progress import Progress, stopping, wait
 from jrl.run_directory import (
     Recorder,
     Row,
     RunDirectory,
     UsageError,
-    git_commit,
+    difference,
     interval,
     plain,
     versions,
 )
-from jrl.types import Algorithm, PyTree
+from jrl.types import Algorithm
 
 __all__ = ["Experiment", "Plan", "Runnable", "Sweep"]
 
@@ -124,8 +125,8 @@ class Experiment:
     """Values of hyper-parameters, for example `clip_eps=0.1,0.2 anneal=0,1` for a grid of four."""
     points: int = 20
     """Evaluations, equally far apart."""
-    checkpoint_every: int = 5
-    """Points between two checkpoints: what a kill can cost."""
+    checkpoint_every: int = 1
+    """Points between two checkpoints: what a kill can cost, and what a stop waits for."""
     keep: int = 2
     """Checkpoints kept."""
     devices: int | None = None
@@ -134,6 +135,12 @@ class Experiment:
     """Write event files."""
     wandb: str | None = None
     """Project on Weights & Biases to log to."""
+
+    def __post_init__(self):
+        """Makes every number of `hyper` and `sweep` a float: compiled code tells 1 from 1.0."""
+        object.__setattr__(self, "hyper", _floats(self.hyper))
+        sweep = {name: tuple(map(float, values)) for name, values in self.sweep.items()}
+        object.__setattr__(self, "sweep", sweep)
 
     def validate(self) -> None:
         """Raises ValueError with one line that names the field and the fix."""
@@ -180,8 +187,9 @@ class Experiment:
         """Trains the population, or goes on from its last checkpoint, and returns the summary.
 
         The first SIGTERM or SIGINT lets the part in progress end, saves it and returns a
-        summary whose "finished" is False; nothing is lost. Raises UsageError if `directory`
-        holds a run and `resume` is not set, or one with other options if it is.
+        summary whose "finished" is False; the second raises KeyboardInterrupt. Raises
+        UsageError if `directory` holds a run and `resume` is not set, or one with other options
+        if it is.
         """
         plan, run = self.plan(), self._open(directory, resume)
         if run.summary_file.exists():
@@ -190,7 +198,7 @@ class Experiment:
             run.lock(),
             Checkpointer(run.checkpoints, self.keep) as checkpointer,
             Progress(plan.steps, plan.members, quiet) as progress,
-            stopping() as stop,
+            stopping(f"jrl resume {run.path}") as stop,
         ):
             members, hps, mesh = self._population(plan)
             progress.say(f"members {plan.members}, steps {plan.steps:,}, devices {mesh.size}")
@@ -203,14 +211,17 @@ class Experiment:
             while done < self.points and not stop.is_set():
                 began, points = time.perf_counter(), min(self.checkpoint_every, self.points - done)
                 if points not in compiled:
-                    compiled[points] = program.lower(members, hps, points).compile()
+                    lowered = program.lower(members, hps, points)
+                    compiled[points] = wait(lowered.compile, stop, progress)
                     spent["compile_seconds"] += time.perf_counter() - began
-                members, history = compiled[points](members, hps)
-                history = jax.device_get(history)
+                if stop.is_set():
+                    break
+                task = functools.partial(_part, compiled[points], members, hps)
+                members, history = wait(task, stop, progress)
                 recorder.write(self._rows(plan, history, done))
                 done += points
                 spent["seconds"] += time.perf_counter() - began
-                checkpointer.save(done, _items(members), {"step": done, "spent": spent})
+                checkpointer.save(done, loop.split(members), {"step": done, "spent": spent})
                 progress.part(done * plan.steps_per_point, _means(history), spent)
             jax.effects_barrier()
             recorder.close()
@@ -223,30 +234,18 @@ class Experiment:
         run = RunDirectory(directory)
         if run.started and not resume:
             raise UsageError(f"{run.path} exists: resume it or choose another directory")
-        for name, saved in run.config["values"].items():
-            if name not in UNCOMPARED and saved != values.get(name):
-                raise UsageError(
-                    f"{name} is {saved} in {run.path} and now {values.get(name)}: "
-                    f"go on with the same options, or start another directory"
-                )
+        saved = {k: v for k, v in run.config["values"].items() if k not in UNCOMPARED}
+        if found := difference(saved, {name: values.get(name) for name in saved}):
+            name, old, new = found
+            raise UsageError(
+                f"{name} is {old} in {run.path} and now {new}: "
+                f"go on with the same options, or start another directory"
+            )
         return run
 
     def _mesh(self):
-        """Takes the largest number of devices that divides the population."""
         members = self.seeds * math.prod(len(values) for values in self.sweep.values())
-        found = jax.devices()
-        if self.devices is None:
-            n = max(n for n in range(1, len(found) + 1) if members % n == 0)
-        elif self.devices > len(found):
-            raise ValueError(f"devices={self.devices}, but there are only {len(found)}")
-        elif members % self.devices:
-            raise ValueError(
-                f"devices={self.devices} does not divide the population of {members}: "
-                f"choose seeds as a multiple of it, or fewer devices"
-            )
-        else:
-            n = self.devices
-        return jax.make_mesh((n,), (loop.AXIS,), axis_types=(AxisType.Auto,), devices=found[:n])
+        return loop.make_mesh(members, self.devices)
 
     def _population(self, plan: Plan):
         """Starts all members, on their devices from the first program on: it compiles once."""
@@ -320,14 +319,25 @@ class Experiment:
             "devices": self._mesh().size,
             "device": f"{device.platform}: {device.device_kind}",
             "versions": versions(),
-            "git_commit": git_commit(),
+            "git_commit": run.config.get("git_commit"),
         }
+
+
+def _part(program, members, hps):
+    members, history = program(members, hps)
+    return members, jax.device_get(history)
 
 
 def _label(setting: dict[str, float]) -> str:
     # The short form unless it would make two settings look the same.
     short = {k: f"{v:g}" if float(f"{v:g}") == v else repr(v) for k, v in setting.items()}
     return ",".join(f"{name}={value}" for name, value in short.items()) or "default"
+
+
+def _floats(hyper):
+    values = {field.name: getattr(hyper, field.name) for field in dataclasses.fields(hyper)}
+    whole = {k: float(v) for k, v in values.items() if type(v) is int}
+    return dataclasses.replace(hyper, **whole)
 
 
 def _check_hyper(hyper, sweep: dict[str, tuple[float, ...]]) -> None:
@@ -349,22 +359,6 @@ def _with_steps(config, steps: int):
     return config
 
 
-def _items(members: loop.Member) -> dict[str, PyTree]:
-    """Splits parameters off, so that they can be restored without knowing the rest."""
-    state = members.state
-    learner = getattr(state, "train", state)
-    if not hasattr(learner, "params"):
-        return {"state": members}
-    return {"params": learner.params, "state": _with_params(members, None)}
-
-
-def _with_params(members: loop.Member, params: PyTree) -> loop.Member:
-    state = members.state
-    if hasattr(state, "train"):
-        return members.replace(state=state.replace(train=state.train.replace(params=params)))
-    return members.replace(state=state.replace(params=params))
-
-
 def _restore(checkpointer: Checkpointer, members, run: RunDirectory, plan: Plan, progress):
     """Returns the newest whole state and forgets whatever was written after it."""
     spent = {"seconds": 0.0, "compile_seconds": 0.0}
@@ -373,16 +367,13 @@ def _restore(checkpointer: Checkpointer, members, run: RunDirectory, plan: Plan,
         return members, 0, spent
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        step, items, meta = checkpointer.restore(_items(members))
+        step, items, meta = checkpointer.restore(loop.split(members))
     for warning in caught:
         progress.say(f"warning: {warning.message}")
     checkpointer.discard_after(step)
     run.truncate(step * plan.steps_per_point)
     progress.say(f"going on from step {step * plan.steps_per_point:,}")
-    members = items["state"]
-    if "params" in items:
-        members = _with_params(members, items["params"])
-    return members, step, meta["spent"]
+    return loop.join(items), step, meta["spent"]
 
 
 def _divide(sums, weights):

@@ -4,21 +4,36 @@
 
 One point of the learning curve is some iterations of every member and one evaluation; a program
 runs any number of points without returning to Python. Members differ in their keys (seeds) and
-in their `Hyper`; they are independent, so over a mesh no device ever waits for another.
+in their `Hyper`; they are independent, so over a mesh no device ever waits for another,
+not even to report: what `report` is given is added up on the host.
 """
 
+import collections
 import functools
+import math
+import threading
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jrl import metrics
 from jrl.types import Algorithm, Array, Leaf, Metrics, PyTree
 
-__all__ = ["Member", "Program", "Report", "make_program", "population", "train"]
+__all__ = [
+    "Member",
+    "Program",
+    "Report",
+    "join",
+    "make_mesh",
+    "make_program",
+    "population",
+    "split",
+    "train",
+]
 
 AXIS = "population"
 
@@ -48,6 +63,43 @@ def population(algorithm: Algorithm, keys: Array, hps: PyTree) -> Member:
     return jax.jit(jax.vmap(one))(keys, hps)
 
 
+def split(members: Member) -> dict[str, PyTree]:
+    """Takes the parameters out, so that they can be restored without knowing the rest."""
+    state = members.state
+    learner = getattr(state, "train", state)
+    if not hasattr(learner, "params"):
+        return {"state": members}
+    return {"params": learner.params, "state": _with_params(members, None)}
+
+
+def join(items: dict[str, PyTree]) -> Member:
+    """Undoes `split`."""
+    members = items["state"]
+    return _with_params(members, items["params"]) if "params" in items else members
+
+
+def _with_params(members: Member, params: PyTree) -> Member:
+    state = members.state
+    if hasattr(state, "train"):
+        return members.replace(state=state.replace(train=state.train.replace(params=params)))
+    return members.replace(state=state.replace(params=params))
+
+
+def make_mesh(members: int, devices: int | None = None) -> Mesh:
+    """Makes a mesh for a population: of as many devices as divide it, or of the number given."""
+    found = jax.devices()
+    if devices is None:
+        devices = max(n for n in range(1, len(found) + 1) if members % n == 0)
+    elif devices > len(found):
+        raise ValueError(f"devices={devices}, but there are only {len(found)}")
+    elif members % devices:
+        raise ValueError(
+            f"devices={devices} does not divide the population of {members}: "
+            f"choose seeds as a multiple of it, or fewer devices"
+        )
+    return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=found[:devices])
+
+
 def make_program(
     algorithm: Algorithm, iterations: int, mesh: Mesh | None = None, report: Report | None = None
 ) -> Program:
@@ -60,6 +112,8 @@ def make_program(
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
 
+    call = report and _gather(report, 1 if mesh is None else mesh.size)
+
     def point(members, hps):
         def body(state, _):
             return jax.vmap(algorithm.iterate)(state, hps)
@@ -68,6 +122,8 @@ def make_program(
         keys = jax.vmap(jax.random.fold_in)(members.key, members.point)
         scores = jax.vmap(algorithm.evaluate)(state, keys, hps)
         sums = metrics.total(sums) | {f"eval/{name}": x for name, x in scores.items()}
+        if call:
+            jax.debug.callback(call, members.point[0] + 1, metrics.total(sums))
         return Member(state, members.key, members.point + 1), sums
 
     if mesh is not None:
@@ -76,23 +132,26 @@ def make_program(
             point, mesh=mesh, in_specs=(spec, spec), out_specs=(spec, spec), check_vma=False
         )
 
-    def body(members, hps):
-        members, sums = point(members, hps)
-        if report is not None:
-            means = metrics.mean(metrics.total(sums))
-            jax.debug.callback(_call(report), members.point[0], means)
-        return members, sums
-
     @functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
     def program(states, hps, points):
-        return jax.lax.scan(lambda s, _: body(s, hps), states, length=points)
+        return jax.lax.scan(lambda s, _: point(s, hps), states, length=points)
 
     return program
 
 
-def _call(report: Report):
-    def callback(point, means):
-        report(int(point), {name: float(x) for name, x in means.items()})
+def _gather(report: Report, devices: int):
+    """Adds the devices' sums on the host: on the devices one would have to wait for another."""
+    lock, points = threading.Lock(), collections.defaultdict(list)
+
+    def callback(point, sums):
+        with lock:
+            points[int(point)].append(jax.tree.map(float, sums))
+            if len(points[int(point)]) < devices:
+                return
+            parts = points.pop(int(point))
+        whole = {name: np.sum([part[name] for part in parts], 0) for name in sums}
+        means = {name: float(s / w) if w else math.nan for name, (s, w) in whole.items()}
+        report(int(point), means)
 
     return callback
 

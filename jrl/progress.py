@@ -3,6 +3,7 @@
 On a terminal progress is a live bar, anywhere else plain lines.
 """
 
+import concurrent.futures
 import contextlib
 import datetime
 import signal
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["Progress", "stopping"]
+__all__ = ["Progress", "stopping", "wait"]
 
 FIRST = ("eval/return", "episode_return", "loss")
 """Metrics shown first; of the others there is room for as many as make three."""
@@ -99,14 +100,19 @@ class Progress:
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[threading.Event]:
-    """Turns the first SIGTERM or SIGINT into a flag; the second acts as usual."""
-    event, before = threading.Event(), {}
+def stopping(resume: str) -> Iterator[threading.Event]:
+    """Turns the first SIGTERM or SIGINT into a flag; the second raises KeyboardInterrupt.
+
+    `resume` is the command that goes on with what was stopped.
+    """
+    event = threading.Event()
 
     def stop(number, frame):
+        if event.is_set():
+            raise KeyboardInterrupt(f"stopped at once: go on with `{resume}`")
         event.set()
-        signal.signal(number, before[number])
 
+    before = {}
     # Python delivers signals to the main thread, and only there may handlers be set.
     if threading.current_thread() is threading.main_thread():
         before = {n: signal.signal(n, stop) for n in (signal.SIGTERM, signal.SIGINT)}
@@ -115,3 +121,20 @@ def stopping() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def wait(task: Callable[[], Any], stop: threading.Event, progress: Progress) -> Any:
+    """Returns what `task` returns; a signal is handled while it runs, and announced.
+
+    jax compiles and, on a CPU, runs what calls back without letting Python handle signals, so
+    the task gets a thread of its own.
+    """
+    pool, told = concurrent.futures.ThreadPoolExecutor(1), False
+    future = pool.submit(task)
+    pool.shutdown(wait=False)
+    while concurrent.futures.wait([future], timeout=0.02).not_done:
+        if stop.is_set() and not told:
+            # Not in the handler: that may interrupt another print and would break it.
+            progress.say("stopping after this part; again to stop now")
+            told = True
+    return future.result()

@@ -26,7 +26,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["Recorder", "RunDirectory", "UsageError", "git_commit", "interval", "plain", "versions"]
+__all__ = [
+    "Recorder",
+    "RunDirectory",
+    "UsageError",
+    "difference",
+    "git_commit",
+    "interval",
+    "plain",
+    "versions",
+]
 
 Row = dict[str, Any]
 PACKAGES = ("jrl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy")
@@ -49,6 +58,11 @@ class RunDirectory:
             self.config = json.loads(self.config_file.read_text())
         except (OSError, ValueError):
             raise UsageError(f"{self.path} is no run: it has no readable config.json") from None
+        kinds = {"values": dict, "arguments": list, "experiment": str | None}
+        config = self.config if isinstance(self.config, dict) else {}
+        for key, kind in kinds.items():
+            if key not in config or not isinstance(config[key], kind):
+                raise UsageError(f"{self.path} is no run: its config.json has no proper {key!r}")
 
     @classmethod
     def create(
@@ -228,6 +242,21 @@ def plain(x: Any) -> Any:
         return f"{getattr(x, '__module__', '')}.{x.__qualname__}"
     # The default representation holds an address, which differs from run to run.
     return type(x).__qualname__ if type(x).__repr__ is object.__repr__ else repr(x)
+
+
+def difference(saved: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Finds the first field, however deep, that differs: its name and both its values.
+
+    >>> difference({"seeds": 2, "hyper": {"clip": 0.1}}, {"seeds": 2, "hyper": {"clip": 0.2}})
+    ('hyper.clip', 0.1, 0.2)
+    """
+    if not (isinstance(saved, dict) and isinstance(now, dict)):
+        return None if saved == now else (name, saved, now)
+    for key in [*saved, *(key for key in now if key not in saved)]:
+        path = f"{name}.{key}" if name else key
+        if found := difference(saved.get(key), now.get(key), path):
+            return found
+    return None
 
 
 def versions() -> dict[str, str]:

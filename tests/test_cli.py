@@ -9,9 +9,6 @@ import time
 import pytest
 
 from jrl import cli
-from jrl.algos import ppo
-from jrl.envs import cartpole
-from jrl.experiment import Experiment
 from jrl.run_directory import RunDirectory, UsageError
 
 TINY = '''
@@ -181,6 +178,8 @@ MISTAKES = {
     "protocol's own": (["run", "experiments/count.py", "--to", "0"], "to must be at least 1"),
     "resume nothing": (["resume"], "name the run's directory"),
     "resume no run": (["resume", "experiments"], "experiments is no run"),
+    "resume without the keys": (["resume", "foreign"], "its config.json has no proper 'values'"),
+    "resume a list": (["resume", "list"], "list is no run: its config.json has no proper 'values'"),
     "resume from python": (["resume", "taken"], "taken was started from Python"),
     "plot nothing": (["plot"], "name one or more"),
     "plot no run": (["plot", "experiments"], "experiments is no run"),
@@ -201,6 +200,9 @@ def test_a_mistake_is_one_line_and_writes_nothing(here, capsys, monkeypatch, nam
     (here / "raises.py").write_text("x = 1\nimport nonsense\n")
     (here / "syntax.py").write_text("x = = 1\n")
     RunDirectory.create(here / "taken", {})
+    for other, text in (("foreign", '{"x": 1}'), ("list", "[]")):
+        (here / other).mkdir()
+        (here / other / "config.json").write_text(text)
     before = files(here)
     arguments, message = MISTAKES[name]
     assert jrl(*arguments) == 2
@@ -253,6 +255,10 @@ def test_existing_refused_resume_kept_overwrite_replaced(here, capsys):
     assert jrl("run", FILE) == 2
     assert jrl("run", FILE, "--resume", "--seeds", "3") == 2
     assert "seeds is 2 in runs/tiny and now 3: go on with the same" in capsys.readouterr().err
+    assert jrl("run", FILE, "--resume", "--hyper.noise", "0.25") == 2
+    assert "hyper.noise is 0.5 in runs/tiny and now 0.25: go on" in capsys.readouterr().err
+    assert jrl("run", FILE, "--resume", "--sweep", "noise=1") == 2
+    assert "sweep.noise is None in runs/tiny and now [1.0]: go on" in capsys.readouterr().err
     assert jrl("run", FILE, "--resume") == 0
     assert jrl("resume", "runs/tiny") == 0
     assert (here / "runs/tiny/metrics.jsonl").read_text() == before
@@ -327,6 +333,12 @@ def test_help_is_fast_and_loads_nothing_heavy():
     assert time.perf_counter() - began < 1.5
 
 
+@pytest.mark.parametrize("module", ["jrl", "jrl.cli"])
+def test_the_module_is_the_command(module):
+    out = subprocess.check_output([sys.executable, "-m", module, "--version"], text=True)
+    assert out.startswith("jrl ")
+
+
 def test_the_installed_command():
     command = pathlib.Path(sys.executable).with_name("jrl")
     if not command.exists():
@@ -354,27 +366,15 @@ def test_a_member_does_not_depend_on_the_others(here):
         assert a["means"] == pytest.approx(b["means"], rel=1e-4, abs=1e-5)
 
 
-def test_total_steps_follow_steps():
-    config = ppo.Config(num_envs=2, num_steps=8, minibatches=2, total_steps=160)
-    seen = []
-
-    def make(config):
-        seen.append(config.total_steps)
-        return ppo.make(cartpole.make(), config)
-
-    plan = Experiment("x", make, config, ppo.Hyper(), points=5).plan()
-    assert (plan.steps, plan.iterations, plan.steps_per_point) == (160, 2, 32)
-    plan = Experiment("x", make, config, ppo.Hyper(), points=5, steps=161).plan()
-    assert (plan.steps, plan.requested) == (240, 161) and seen[-1] == 240
-
-
-def test_close_settings_have_different_names():
-    sweep = {"clip_eps": (0.1, 0.12345678, 0.12345679)}
-    plan = Experiment(
-        "x", lambda c: ppo.make(cartpole.make(), c), ppo.Config(), ppo.Hyper(), sweep=sweep
-    ).plan()
-    labels = [label for label, _ in plan.settings]
-    assert labels == ["clip_eps=0.1", "clip_eps=0.12345678", "clip_eps=0.12345679"]
+def test_whole_numbers_are_numbers(here, capsys):
+    file = here / "experiments" / "whole.py"
+    file.write_text(TINY.lstrip().replace("hyper=Hyper()", "hyper=Hyper(noise=1)"))
+    assert isinstance(cli.load_experiment(file).hyper.noise, float)
+    assert jrl("run", str(file), "--help") == 0
+    assert "--hyper.noise INT" not in capsys.readouterr().out
+    arguments = ("--directory", "a", "--hyper.learning-rate", "1", "--hyper.noise", "0.5")
+    assert jrl("run", str(file), *arguments) == 0
+    assert RunDirectory("a").config["values"]["hyper"] == {"learning_rate": 1.0, "noise": 0.5}
 
 
 def test_an_experiment_runs_from_python(here, capsys):

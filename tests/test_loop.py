@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jrl import loop, metrics, train, tree
 from jrl.algos import ppo
 from jrl.envs import cartpole
+from jrl.experiment import Experiment
 from jrl.types import Algorithm
 
 MEMBERS = 8
@@ -157,7 +158,9 @@ def test_report_is_called_after_every_point(devices):
     states = loop.population(algorithm, KEYS, rates)
     if devices == 8:
         states, rates = spread(states), spread(rates)
-    _, history = program(states, rates, 3)
+    compiled = program.lower(states, rates, 3).compile()
+    assert not re.findall(COLLECTIVES, compiled.as_text()), "not even to report"
+    _, history = compiled(states, rates)
     jax.block_until_ready(history)
     jax.effects_barrier()
     assert sorted(point for point, _ in calls) == [1, 2, 3]
@@ -185,3 +188,26 @@ def test_the_states_are_donated_and_the_program_is_traced_once():
 def test_iterations_must_be_positive():
     with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
         loop.make_program(noise(), 0)
+
+
+def test_total_steps_follow_steps():
+    config = ppo.Config(num_envs=2, num_steps=8, minibatches=2, total_steps=160)
+    seen = []
+
+    def make(config):
+        seen.append(config.total_steps)
+        return ppo.make(cartpole.make(), config)
+
+    plan = Experiment("x", make, config, ppo.Hyper(), points=5).plan()
+    assert (plan.steps, plan.iterations, plan.steps_per_point) == (160, 2, 32)
+    plan = Experiment("x", make, config, ppo.Hyper(), points=5, steps=161).plan()
+    assert (plan.steps, plan.requested) == (240, 161) and seen[-1] == 240
+
+
+def test_close_settings_have_different_names():
+    sweep = {"clip_eps": (0.1, 0.12345678, 0.12345679)}
+    plan = Experiment(
+        "x", lambda c: ppo.make(cartpole.make(), c), ppo.Config(), ppo.Hyper(), sweep=sweep
+    ).plan()
+    labels = [label for label, _ in plan.settings]
+    assert labels == ["clip_eps=0.1", "clip_eps=0.12345678", "clip_eps=0.12345679"]

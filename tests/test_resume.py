@@ -172,6 +172,43 @@ def test_ctrl_c_is_treated_the_same(here):
     assert process.returncode == 0 and err == "" and "`jrl resume runs/tiny`" in out
 
 
+LONG = ("--config.sleep", "0.4", "--checkpoint-every", "4")
+"""Parts of 16 iterations, 0.4 seconds each: what waits for the end of one is noticed."""
+
+
+def interrupt(process):
+    """Sends a signal in the middle of a part; returns the answer and how long it took."""
+    time.sleep(1)
+    began = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    line = process.stdout.readline()
+    return line, time.perf_counter() - began
+
+
+def test_a_signal_is_acknowledged_at_once_and_the_part_saved(here):
+    process = start_and_wait(here, 1, "run", "tiny.py", *LONG)
+    line, seconds = interrupt(process)
+    assert line == "stopping after this part; again to stop now\n" and seconds < 1
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and err == ""
+    assert "stopped and saved at step 256 of 320" in out
+    assert {p.name for p in (here / "runs/tiny/checkpoints").iterdir()} == {"4", "8"}
+
+
+def test_a_second_signal_stops_at_once_and_leaves_the_last_checkpoint(here):
+    process = start_and_wait(here, 1, "run", "tiny.py", "--directory", "half", *LONG)
+    interrupt(process)
+    began = time.perf_counter()
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert time.perf_counter() - began < 2
+    assert process.returncode == 130
+    assert err == "jrl: error: stopped at once: go on with `jrl resume half`\n"
+    with Checkpointer(here / "half" / "checkpoints") as checkpointer:
+        assert checkpointer.restore({"params": None, "state": None}).step == 4
+    assert not RunDirectory(here / "half").summary_file.exists()
+
+
 @pytest.fixture
 def half(here, whole):
     """A finished run that does not know it."""

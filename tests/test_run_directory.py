@@ -17,6 +17,7 @@ from jrl.run_directory import (
     Recorder,
     RunDirectory,
     UsageError,
+    difference,
     git_commit,
     interval,
     plain,
@@ -215,3 +216,18 @@ def test_git_commit(tmp_path):
     assert git_commit(tmp_path) == head
     (tmp_path / "a").write_text("2")
     assert git_commit(tmp_path) == f"{head}-modified"
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "found"),
+    [
+        ({"a": 1, "b": {"c": [1, 2]}}, {"a": 1.0, "b": {"c": [1, 2]}}, None),
+        ({"b": {"c": 1, "d": 2}}, {"b": {"c": 1, "d": 3}}, ("b.d", 2, 3)),
+        ({"b": {"c": 1}}, {"b": {"d": 1}}, ("b.c", 1, None)),
+        ({"b": {}}, {"b": {"d": 1}}, ("b.d", None, 1)),
+        ({"b": {"c": 1}}, {"b": None}, ("b", {"c": 1}, None)),
+        ({"b": [1, 2]}, {"b": [1]}, ("b", [1, 2], [1])),
+    ],
+)
+def test_the_field_that_differs_is_named(saved, now, found):
+    assert difference(saved, now) == found
