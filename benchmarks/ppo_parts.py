@@ -20,7 +20,7 @@ import numpy as np
 if __package__ in (None, ""):
     sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from benchmarks.common import Options, human, in_turn, quiet_share, save, show, summary
+from benchmarks.common import Options, human, in_turn, load, quiet_share, save, show, summary
 from jrl import loop, rollout, train
 from jrl.algos import ppo
 from jrl.envs import cartpole
@@ -37,7 +37,7 @@ class Parts(Options):
     repeats: int = 9
     """Timed runs of every row; the median is compared."""
     sizes: tuple[str, ...] = ("4x128", "2048x32")
-    """Environments x steps between updates."""
+    """Environments x steps between updates; those left out keep their saved rows."""
     points: int = 8
     """Reports of one program where the callback is timed."""
     iterations: int = 64
@@ -108,11 +108,9 @@ def parts(size: str, options: Parts) -> dict:
 
 def _program_call(program, algorithm, hps, seeds: int, points: int):
     keys = jax.random.split(jax.random.key(0), seeds)
-
-    def call():
-        return program(loop.population(algorithm, keys, hps), hps, points)
-
-    return call
+    # `population` compiles anew every time that it is called; inside `jit`, only once.
+    start = jax.jit(lambda keys, hps: loop.population(algorithm, keys, hps))
+    return lambda: program(start(keys, hps), hps, points)
 
 
 def callback(options: Parts) -> dict:
@@ -158,7 +156,8 @@ def devices(options: Parts) -> dict:
 def main(options: Parts) -> None:
     """Measures the parts, the callback and the devices."""
     options = dataclasses.replace(options, repeats=2 if options.quick else options.repeats)
-    found, rows = [], []
+    found = [x for x in load("ppo_parts", "parts", options) if x["size"] not in options.sizes]
+    rows = []
     for size in options.sizes:
         result = parts(size, options)
         found.append(result)

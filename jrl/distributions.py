@@ -46,13 +46,15 @@ class Categorical(struct.PyTreeNode):
         """H = -sum_a p_a log p_a, with 0 log 0 = 0."""
         log_p = jax.nn.log_softmax(self.logits)
         p = jnp.exp(log_p)
-        return -jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=-1)
+        # The `where` stands inside: outside, a forbidden action makes the gradient NaN.
+        return -jnp.sum(p * jnp.where(p > 0, log_p, 0.0), axis=-1)
 
     def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
         """KL(self, other) = sum_a p_a (log p_a - log q_a)."""
         log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
         p = jnp.exp(log_p)
-        return jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0.0), axis=-1)
+        both = jnp.where(p > 0, log_p, 0.0), jnp.where(p > 0, log_q, 0.0)
+        return jnp.sum(p * (both[0] - both[1]), axis=-1)
 
 
 class Normal(struct.PyTreeNode):

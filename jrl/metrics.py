@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jrl import tree
 from jrl.types import Array, Leaf, Metrics, PyTree
 
 __all__ = ["RunningStatistics", "mean", "merge", "normalize", "total", "update"]
@@ -30,6 +31,8 @@ class RunningStatistics(struct.PyTreeNode):
 def update(statistics: RunningStatistics, values: Array) -> RunningStatistics:
     """Adds `values[..., *shape]`; every leading axis is an axis of examples.
 
+    Values among which one is not finite are left out together: statistics never forget a NaN.
+
     >>> update(RunningStatistics.zeros(), jnp.array([1.0, 3.0])).mean
     Array(2., dtype=float32)
     """
@@ -37,7 +40,9 @@ def update(statistics: RunningStatistics, values: Array) -> RunningStatistics:
     mean = jnp.mean(values, axes)
     m2 = jnp.sum((values - jnp.expand_dims(mean, axes)) ** 2, axes)
     count = jnp.float32(values.size // max(mean.size, 1))
-    return merge(statistics, RunningStatistics(count, mean, m2))
+    merged = merge(statistics, RunningStatistics(count, mean, m2))
+    finite = jnp.all(jnp.isfinite(merged.mean) & jnp.isfinite(merged.m2))
+    return tree.select(finite, merged, statistics)
 
 
 def merge(a: RunningStatistics, b: RunningStatistics) -> RunningStatistics:

@@ -11,7 +11,15 @@ from flax import nnx
 from jrl.distributions import Categorical, Distribution, Normal
 from jrl.types import Array, Bool, Key, Params, PyTree
 
-__all__ = ["ActorCritic", "Network", "RecurrentActorCritic", "actor_critic", "functional", "unroll"]
+__all__ = [
+    "ActorCritic",
+    "Network",
+    "RecurrentActorCritic",
+    "actor_critic",
+    "check_dtype",
+    "functional",
+    "unroll",
+]
 
 
 class Network(NamedTuple):
@@ -30,6 +38,12 @@ class Network(NamedTuple):
     def recurrent(self) -> bool:
         """Whether the network remembers anything."""
         return bool(jax.tree.leaves(self.carry(1)))
+
+
+def check_dtype(name: str) -> None:
+    """Raises ValueError unless a network can compute in the dtype of that name."""
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"config.compute_dtype must be float32 or bfloat16, got {name!r}")
 
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module]):
@@ -84,10 +98,11 @@ class MLP(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:
-        """Maps [..., inputs] to [..., outputs]."""
+        """Maps [..., inputs] to float32 [..., outputs], computing in the parameters' dtype."""
+        x = x.astype(self.layers[0].kernel[...].dtype)
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
-        return self.layers[-1](x)
+        return self.layers[-1](x).astype(jnp.float32)
 
 
 class Head(nnx.Module):
@@ -95,7 +110,11 @@ class Head(nnx.Module):
 
     def __init__(self, action_space):
         self.discrete = hasattr(action_space, "n")
-        self.size = action_space.n if self.discrete else math.prod(action_space.shape)
+        if not self.discrete and len(action_space.shape) != 1:
+            raise ValueError(
+                f"actions of shape {action_space.shape}: continuous ones must be a vector (n,)"
+            )
+        self.size = action_space.n if self.discrete else action_space.shape[0]
         if not self.discrete:
             self.log_std = nnx.Param(jnp.zeros(self.size))
 
@@ -103,7 +122,7 @@ class Head(nnx.Module):
         """Maps [..., size] to a distribution; the Gaussian's std does not depend on the state."""
         if self.discrete:
             return Categorical(x)
-        log_std = self.log_std[...]
+        log_std = self.log_std[...].astype(jnp.float32)
         return Normal(x, jnp.broadcast_to(log_std, x.shape))
 
 
@@ -162,13 +181,15 @@ class RecurrentActorCritic(nnx.Module):
 
         Source: Cho et al. 2014, https://arxiv.org/abs/1406.1078, in the variant of cuDNN.
         """
-        carry = jnp.where(jnp.expand_dims(reset, -1), 0.0, carry)
-        x = self.inputs(self.activation(self.embed(self.encoder(observation))))
+        dtype = self.embed.kernel[...].dtype
+        carry = jnp.where(jnp.expand_dims(reset, -1), 0.0, carry).astype(dtype)
+        x = self.encoder(observation).astype(dtype)
+        x = self.inputs(self.activation(self.embed(x)))
         xr, xz, xn = jnp.split(x, 3, -1)
         hr, hz, hn = jnp.split(self.hidden(carry), 3, -1)
         update = jax.nn.sigmoid(xz + hz)
         candidate = jnp.tanh(xn + jax.nn.sigmoid(xr + hr) * hn)
-        carry = (1 - update) * candidate + update * carry
+        carry = ((1 - update) * candidate + update * carry).astype(jnp.float32)
         return (self.head(self.policy(carry)), self.value(carry)[..., 0]), carry
 
 

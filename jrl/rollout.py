@@ -1,10 +1,12 @@
 """Acting in environments: trajectories for learning, returns for evaluation."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jrl import networks, rng, train, tree
@@ -28,6 +30,7 @@ __all__ = [
     "evaluate",
     "setup",
     "start",
+    "step_limit",
     "unroll",
 ]
 
@@ -99,8 +102,8 @@ class Setup(NamedTuple):
     def evaluate(self, key: Key, policy: Policy) -> Metrics:
         """Plays `config.eval_episodes` episodes."""
         episodes = self.config.eval_episodes
-        carry = self.network.carry(episodes)
-        return evaluate(key, self.env, self.env_params, policy, carry, episodes)
+        carry, steps = self.network.carry(episodes), self.config.eval_steps or None
+        return evaluate(key, self.env, self.env_params, policy, carry, episodes, steps)
 
 
 def setup(env, config, env_params: PyTree = None, network: Network | None = None) -> Setup:
@@ -110,10 +113,16 @@ def setup(env, config, env_params: PyTree = None, network: Network | None = None
     network, `networks.actor_critic` makes one that fits the spaces.
     """
     config.validate()
+    if isinstance(env, VectorEnvironment):
+        raise ValueError(
+            f"{env.name} is a batch already, and learners need a single environment to batch and "
+            "to evaluate: use rollout.unroll on it in a loop of your own"
+        )
     env_params = env.default_params if env_params is None else env_params
     if network is None:
         spaces = env.observation_space(env_params), env.action_space(env_params)
         network = networks.actor_critic(*spaces, config.hidden, memory=config.memory)
+    step_limit(env, env_params, config.eval_steps or None)
     batch = vectorize(episode_statistics(env), config.num_envs)
     return Setup(config, env, batch, env_params, network)
 
@@ -182,7 +191,8 @@ def advantages(
         gamma * (1.0 - trajectory.terminated),
         lambda_,
         v_tm1,
-        v_t,
+        # Nothing follows a terminated step: its observation may be anything, infinite too.
+        jnp.where(trajectory.terminated, 0.0, v_t),
         jnp.asarray(trajectory.terminated | trajectory.truncated, bool),
     )
     target = advantage + v_tm1
@@ -247,6 +257,24 @@ def episode_metrics(trajectory: Trajectory, mask: Array | None = None) -> Metric
     }
 
 
+def step_limit(env, env_params: PyTree, max_steps: int | None = None):
+    """Returns `max_steps`, or the environment's own limit.
+
+    Raises ValueError if neither is finite: an evaluation would never end.
+    """
+    limit = max_steps or getattr(env_params, "max_steps_in_episode", math.inf)
+    try:
+        finite = bool(np.all(np.isfinite(limit)))
+    except jax.errors.TracerArrayConversionError:
+        finite = True  # only its owner knows, outside the trace
+    if not finite:
+        raise ValueError(
+            f"{env.name} has no finite max_steps_in_episode: give evaluations a limit "
+            "(config.eval_steps, or max_steps of rollout.evaluate)"
+        )
+    return limit
+
+
 def evaluate(
     key: Key,
     env,
@@ -261,9 +289,7 @@ def evaluate(
     Stops when all have ended, or after `max_steps` (by default the environment's own limit):
     what an unfinished episode earned until then counts. Raises ValueError if there is neither.
     """
-    limit = max_steps or getattr(env_params, "max_steps_in_episode", None)
-    if limit is None:
-        raise ValueError(f"{env.name} has no max_steps_in_episode: give max_steps to evaluate")
+    limit = step_limit(env, env_params, max_steps)
     batch = vectorize(episode_statistics(env), episodes)
     start_key, loop_key = jax.random.split(key)
     actor = start(start_key, batch, env_params, carry)

@@ -192,7 +192,9 @@ def sum_columns(loss: Array, columns: dict[str, Array], mask: Array | None = Non
     >>> float(loss.total), float(loss.weight)
     (1.0, 1.0)
     """
-    weight = jnp.ones_like(loss) if mask is None else mask.astype(loss.dtype)
+    # Half precision cannot count: 1001 examples would weigh 1000.
+    dtype = jnp.promote_types(loss.dtype, jnp.float32)
+    weight = jnp.ones(loss.shape, dtype) if mask is None else mask.astype(dtype)
 
     def total(x):
         return jnp.sum(weight * jnp.where(weight != 0, x, 0.0))

@@ -92,3 +92,17 @@ def test_distributions_vmap_and_have_any_leading_shape():
     np.testing.assert_array_equal(jax.vmap(Categorical.log_prob)(d, action), d.log_prob(action))
     n = Normal(jnp.asarray(MEAN), jnp.asarray(LOG_STD))
     np.testing.assert_array_equal(jax.vmap(lambda d: d.entropy())(n), n.entropy())
+
+
+@pytest.mark.parametrize("measure", ["entropy", "kl"])
+def test_a_forbidden_action_has_a_finite_gradient(measure):
+    """Masked actions have the logit -inf; the others' gradients are those without them."""
+    logits, other = jnp.array([0.0, 1.0, -jnp.inf]), jnp.array([0.5, 0.5, -jnp.inf])
+
+    def value(x, y):
+        d = Categorical(x)
+        return d.entropy() if measure == "entropy" else d.kl(Categorical(y))
+
+    masked = jax.jit(jax.grad(value))(logits, other)
+    assert np.all(np.isfinite(masked))
+    np.testing.assert_allclose(masked[:2], jax.grad(value)(logits[:2], other[:2]), atol=1e-6)

@@ -40,6 +40,7 @@ FLOORS = {
     "run_directory": 5,
     "plot": 6,
     "cli": 6,
+    "__main__": 7,
 }
 
 NEIGHBOURS = {

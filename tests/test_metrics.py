@@ -79,3 +79,9 @@ def test_total_and_mean():
     assert totals["a"][0].tolist() == [4.0, 4.0]
     means = metrics.mean(totals)
     assert means["a"].tolist() == [0.5, 0.5] and bool(jnp.isnan(means["b"]))
+
+
+def test_a_value_that_is_not_finite_is_forgotten():
+    statistics = metrics.update(metrics.RunningStatistics.zeros(), jnp.array([1.0, 3.0]))
+    after = metrics.update(statistics, jnp.array([jnp.nan, 1.0]))
+    assert after.mean == 2 and after.count == 2

@@ -9,9 +9,12 @@ import pytest
 from flax import struct
 
 from jrl import networks, rng, rollout
+from jrl.algos import ppo
 from jrl.envs import cartpole, wrappers
+from jrl.envs.chains import river_swim
 from jrl.envs.environment import Environment
 from jrl.envs.spaces import Box, Discrete
+from jrl.envs.tabular import as_environment
 from jrl.types import Leaf
 
 KEY = jax.random.key(0)
@@ -160,7 +163,7 @@ def test_evaluate_plays_one_episode_only():
 
 def test_evaluate_wants_a_limit():
     env = corridor()._replace(default_params=())
-    with pytest.raises(ValueError, match="Corridor has no max_steps_in_episode: give max_steps"):
+    with pytest.raises(ValueError, match="Corridor has no finite max_steps_in_episode"):
         rollout.evaluate(KEY, env, (), always(1), (), 3)
 
 
@@ -191,3 +194,20 @@ def test_critic_bootstraps_from_the_final_observation(memory):
             weights, carry, trajectory.final_observation[t], jnp.zeros(N, bool)
         )
         np.testing.assert_allclose(v_t[t, i], value[i], rtol=1e-5, atol=1e-6)
+
+
+def test_an_evaluation_without_an_end_is_refused():
+    """Neither a limit of the environment nor one of ours: it would never return."""
+    env = as_environment(river_swim())
+    with pytest.raises(ValueError, match=r"no finite max_steps_in_episode: .*config.eval_steps"):
+        ppo.make(env, ppo.Config())
+    config = ppo.Config(num_envs=2, num_steps=4, eval_episodes=2, eval_steps=3)
+    algorithm = ppo.make(env, config)
+    state = jax.jit(algorithm.init)(jax.random.key(0), ppo.Hyper())
+    scores = jax.jit(algorithm.evaluate)(state, jax.random.key(1), ppo.Hyper())
+    assert scores["length"] == (6, 2)
+
+
+def test_a_batch_is_no_environment_for_a_learner():
+    with pytest.raises(ValueError, match="is a batch already"):
+        ppo.make(wrappers.vectorize(cartpole.make(), 2), ppo.Config())

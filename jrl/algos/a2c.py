@@ -59,6 +59,8 @@ class Config:
     """Parts that one update's gradient is accumulated over."""
     total_steps: int = 500_000
     """Environment steps of the whole run: what annealing refers to."""
+    compute_dtype: str = "float32"
+    """What the network computes in, float32 or bfloat16; parameters and sums stay float32."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     memory: int = dataclasses.field(default=0, metadata={"may_be_zero": True})
@@ -67,6 +69,8 @@ class Config:
     """Standardise advantages over the batch."""
     eval_episodes: int = 32
     """Episodes of one evaluation."""
+    eval_steps: int = dataclasses.field(default=0, metadata={"may_be_zero": True})
+    """Steps after which an evaluated episode is left; 0 for the environment's own limit."""
     eval_greedy: bool = False
     """Evaluate the most probable action instead of a sampled one."""
 
@@ -78,6 +82,7 @@ class Config:
     def validate(self) -> None:
         """Raises ValueError with the name of the field that does not fit."""
         check_sizes("config", self)
+        networks.check_dtype(self.compute_dtype)
         examples = self.num_envs if self.memory else self.steps_per_iteration
         if examples % self.microbatches:
             raise ValueError(
@@ -157,7 +162,9 @@ def make(
     (1, 1)
     """
     setup = rollout.setup(env, config, env_params, network)
-    grad_fn = train.gradient(make_objective(setup.network), config.microbatches)
+    grad_fn = train.gradient(
+        make_objective(setup.network), config.microbatches, config.compute_dtype
+    )
     train_step = train.make_train_step(grad_fn, optimizer(config))
 
     def init(key, hp):

@@ -79,6 +79,8 @@ class Config:
     """Parts that one update's gradient is accumulated over."""
     total_steps: int = 500_000
     """Environment steps of the whole run: what annealing refers to."""
+    compute_dtype: str = "float32"
+    """What the network computes in, float32 or bfloat16; parameters and sums stay float32."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     memory: int = dataclasses.field(default=0, metadata={"may_be_zero": True})
@@ -91,6 +93,8 @@ class Config:
     """Divide rewards by the running deviation of the discounted return."""
     eval_episodes: int = 32
     """Episodes of one evaluation."""
+    eval_steps: int = dataclasses.field(default=0, metadata={"may_be_zero": True})
+    """Steps after which an evaluated episode is left; 0 for the environment's own limit."""
     eval_greedy: bool = False
     """Evaluate the most probable action instead of a sampled one."""
 
@@ -102,6 +106,7 @@ class Config:
     def validate(self) -> None:
         """Raises ValueError with the name of the field that does not fit."""
         check_sizes("config", self)
+        networks.check_dtype(self.compute_dtype)
         examples = self.num_envs if self.memory else self.steps_per_iteration
         if examples % (self.minibatches * self.microbatches):
             what = "num_envs" if self.memory else "num_envs * num_steps"
@@ -198,7 +203,9 @@ def make(
     (1, 8)
     """
     setup = rollout.setup(env, config, env_params, network)
-    grad_fn = train.gradient(make_objective(setup.network), config.microbatches)
+    grad_fn = train.gradient(
+        make_objective(setup.network), config.microbatches, config.compute_dtype
+    )
     train_step = train.make_train_step(grad_fn, optimizer(config))
 
     def evaluate(state, key, hp):
@@ -232,14 +239,15 @@ def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.L
     actor, trajectory = rollout.unroll(
         rollout_key, env, setup.env_params, policy, state.actor, config.num_steps
     )
-    learner = learner.replace(extra=_observe(setup, learner.extra, trajectory))
     batch = prepare(setup, learner, state.actor.carry, trajectory, hp)
     learner, sums = train.train_epochs(
         train_step, learner, batch, shuffle_key, hp, config.epochs, config.minibatches
     )
     kl = jnp.mean(batch.old.kl(rollout.apply(network, learner.params, batch)[0]))
     controller = trust_region.kl_penalty(learner.extra["kl"], kl)
-    learner = learner.replace(extra={**learner.extra, "kl": controller})
+    # Only now: the batch was acted and learnt from under the statistics of before.
+    extra = _observe(setup, {**learner.extra, "kl": controller}, trajectory)
+    learner = learner.replace(extra=extra)
     one = jnp.float32(1)
     sums = {
         **sums,

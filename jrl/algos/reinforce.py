@@ -24,7 +24,7 @@ from flax import struct
 
 from jrl import networks, rollout, train, tree
 from jrl.losses import policy_gradient, returns, value
-from jrl.types import Algorithm, Leaf, check_sizes
+from jrl.types import Algorithm, Array, Leaf, check_sizes
 
 __all__ = ["BASELINES", "Batch", "Config", "Hyper", "make", "make_objective", "optimizer"]
 
@@ -55,19 +55,24 @@ class Config:
     num_envs: int = 16
     """Episodes of one iteration: N."""
     num_steps: int = 500
-    """Steps after which an episode is left: at least the environment's own limit."""
+    """Steps after which an episode is left, as if the task ended there (unless the baseline is the
+    value); the metric `unfinished` is the share of such episodes."""
     baseline: str = "batch_mean"
     """One of none, batch_mean, leave_one_out, value."""
     microbatches: int = 1
     """Parts that one update's gradient is accumulated over; must divide num_envs."""
     total_steps: int = 1_000_000
     """Environment steps of the whole run: what annealing refers to."""
+    compute_dtype: str = "float32"
+    """What the network computes in, float32 or bfloat16; parameters and sums stay float32."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     memory: int = dataclasses.field(default=0, metadata={"may_be_zero": True})
     """Units of the GRU; 0 for a network without memory."""
     eval_episodes: int = 32
     """Episodes of one evaluation."""
+    eval_steps: int = dataclasses.field(default=0, metadata={"may_be_zero": True})
+    """Steps after which an evaluated episode is left; 0 for the environment's own limit."""
     eval_greedy: bool = False
     """Evaluate the most probable action instead of a sampled one."""
 
@@ -79,6 +84,7 @@ class Config:
     def validate(self) -> None:
         """Raises ValueError with the name of the field that does not fit."""
         check_sizes("config", self)
+        networks.check_dtype(self.compute_dtype)
         if self.baseline not in BASELINES:
             raise ValueError(
                 f"config.baseline must be one of {', '.join(BASELINES)}, got {self.baseline!r}"
@@ -136,12 +142,13 @@ def optimizer(config: Config) -> train.Optimizer:
 
 def prepare(setup: rollout.Setup, state: train.TrainState, carry, trajectory, hp) -> Batch:
     """Computes the columns: the mask of each first episode, rewards to go and the baseline."""
-    done = trajectory.terminated | trajectory.truncated
+    done = _done(trajectory)
     mask = (jnp.cumsum(done, axis=0) - done) == 0
     discount = hp.gamma * (1.0 - trajectory.terminated)
     _, v_tm1, v_t = rollout.critic(setup.network, state.params, carry, trajectory)
     baseline = setup.config.baseline
-    v_end = v_t if baseline == "value" else jnp.zeros_like(v_t)
+    known = ~trajectory.terminated if baseline == "value" else False
+    v_end = jnp.where(known, v_t, 0.0)
     target = returns.discounted_returns(trajectory.reward, discount, v_end, done, mask)
     weight = {
         "none": lambda: target,
@@ -170,7 +177,9 @@ def make(
     (1, 1)
     """
     setup = rollout.setup(env, config, env_params, network)
-    grad_fn = train.gradient(make_objective(setup.network, config), config.microbatches)
+    grad_fn = train.gradient(
+        make_objective(setup.network, config), config.microbatches, config.compute_dtype
+    )
     train_step = train.make_train_step(grad_fn, optimizer(config))
 
     def init(key, hp):
@@ -187,6 +196,10 @@ def make(
     )
 
 
+def _done(trajectory: rollout.Trajectory) -> Array:
+    return jnp.asarray(trajectory.terminated | trajectory.truncated, bool)
+
+
 def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.Learner, hp):
     key = jax.random.fold_in(state.key, state.iteration)
     env_key, rollout_key = jax.random.split(key)
@@ -201,5 +214,12 @@ def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.L
     )
     batch = prepare(setup, state.train, actor.carry, trajectory, hp)
     learner, loss = train_step(state.train, batch, hp)
-    sums = {**loss.metrics, **rollout.episode_metrics(trajectory, tree.swap_axes(batch.mask))}
+    sums = {
+        **loss.metrics,
+        **rollout.episode_metrics(trajectory, tree.swap_axes(batch.mask)),
+        "unfinished": (
+            jnp.sum(batch.mask[:, -1] & ~_done(trajectory)[-1]),
+            jnp.float32(setup.config.num_envs),
+        ),
+    }
     return rollout.Learner(learner, end, state.iteration + 1, state.key), sums

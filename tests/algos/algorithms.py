@@ -20,13 +20,15 @@ class Case(NamedTuple):
 ALGORITHMS = {
     "ppo": Case(
         ppo,
-        ppo.Config(num_envs=32, num_steps=8, minibatches=4, hidden=(16,), eval_episodes=4),
+        ppo.Config(
+            num_envs=32, num_steps=8, minibatches=4, hidden=(16,), eval_episodes=4, eval_steps=8
+        ),
         ppo.Hyper(learning_rate=1e-2, gamma=0.5, gae_lambda=1.0, max_grad_norm=10.0),
         40,
     ),
     "a2c": Case(
         a2c,
-        a2c.Config(num_envs=32, num_steps=8, hidden=(16,), eval_episodes=4),
+        a2c.Config(num_envs=32, num_steps=8, hidden=(16,), eval_episodes=4, eval_steps=8),
         a2c.Hyper(learning_rate=1e-2, gamma=0.5, entropy_coef=0.0, max_grad_norm=10.0),
         250,
     ),
@@ -34,7 +36,12 @@ ALGORITHMS = {
         f"reinforce_{baseline}": Case(
             reinforce,
             reinforce.Config(
-                num_envs=64, num_steps=4, hidden=(16,), baseline=baseline, eval_episodes=4
+                num_envs=64,
+                num_steps=4,
+                hidden=(16,),
+                baseline=baseline,
+                eval_episodes=4,
+                eval_steps=8,
             ),
             reinforce.Hyper(learning_rate=2e-2, gamma=0.5),
             150,

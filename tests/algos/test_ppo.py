@@ -152,9 +152,78 @@ def test_observation_statistics_are_those_of_what_was_seen():
     assert np.all(statistics.variance > 0)
 
 
+def test_the_old_policy_is_the_one_that_acted():
+    """Also where observations are standardised by statistics that the rollout itself changes."""
+    config = dataclasses.replace(SMALL, normalize_observation=True)
+    setup = rollout.setup(cartpole.make(), config)
+    algorithm = ppo.make(cartpole.make(), config)
+    state = jax.jit(algorithm.init)(jax.random.key(0), HYPER)
+    state, _ = jax.jit(algorithm.iterate)(state, HYPER)
+    learner = state.train
+    encode = lambda x: metrics.normalize(learner.extra["observation"], x)  # noqa: E731
+    act = setup.policy(learner.params, encode=encode)
+
+    def acting(key, carry, observation, reset):
+        action, carry, _ = act(key, carry, observation, reset)
+        (distribution, _), _ = setup.network.apply(learner.params, (), encode(observation), reset)
+        return action, carry, distribution.log_prob(action)
+
+    @jax.jit
+    def both():
+        key, env_params = jax.random.key(1), setup.env_params
+        _, trajectory = rollout.unroll(key, setup.batch, env_params, acting, state.actor, 16)
+        batch = ppo.prepare(setup, learner, (), trajectory, HYPER)
+        return trajectory.recorded.ravel(), batch.old.log_prob(batch.action)
+
+    np.testing.assert_allclose(*both(), atol=1e-6)
+    after, _ = jax.jit(algorithm.iterate)(state, HYPER)
+    assert np.any(after.train.extra["observation"].mean != learner.extra["observation"].mean)
+
+
+def test_what_follows_a_terminated_step_may_be_infinite():
+    setup = rollout.setup(cartpole.make(), SMALL)
+    state = jax.jit(ppo.make(cartpole.make(), SMALL).init)(jax.random.key(0), HYPER)
+    _, step = jax.jit(
+        lambda: rollout.unroll(
+            jax.random.key(1),
+            setup.batch,
+            setup.env_params,
+            setup.policy(state.train.params),
+            state.actor,
+            64,
+        )
+    )()
+    assert np.any(step.terminated)
+    final = jnp.where(step.terminated[..., None], jnp.inf, step.final_observation)
+    dirty = step.replace(final_observation=final)
+    clean, same = (ppo.prepare(setup, state.train, (), x, HYPER) for x in (step, dirty))
+    np.testing.assert_array_equal(clean.advantage, same.advantage)
+
+
+def test_bfloat16_computes_in_bfloat16():
+    """The products run in half precision; parameters, sums and weights stay in float32."""
+    config = dataclasses.replace(SMALL, compute_dtype="bfloat16")
+    algorithm = ppo.make(cartpole.make(), config)
+    state = jax.jit(algorithm.init)(jax.random.key(0), HYPER)
+    text = str(jax.make_jaxpr(algorithm.iterate)(state, HYPER))
+    assert "bf16[16,8] = dot_general" in text
+    after, sums = jax.jit(algorithm.iterate)(state, HYPER)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((after.train.params, sums)))
+    exact, _ = jax.jit(ppo.make(cartpole.make(), SMALL).iterate)(state, HYPER)
+    for x, y in zip(*(jax.tree.leaves(s.train.params) for s in (after, exact)), strict=True):
+        np.testing.assert_allclose(x, y, atol=5e-3)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_envs", 0), ("num_steps", -1), ("minibatches", 3), ("microbatches", 5), ("hidden", (0,))],
+    [
+        ("num_envs", 0),
+        ("num_steps", -1),
+        ("minibatches", 3),
+        ("microbatches", 5),
+        ("hidden", (0,)),
+        ("compute_dtype", "int8"),
+    ],
 )
 def test_sizes_that_do_not_fit_name_the_field(field, value):
     with pytest.raises(ValueError, match=field) as error:

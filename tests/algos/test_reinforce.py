@@ -17,7 +17,12 @@ EPISODES = 4096
 def test_gradient_of_a_bandit(baseline):
     """J = p_1 - p_0, so dJ/dlogit_1 = 2 p_0 p_1; the mean of the batch costs a factor (N-1)/N."""
     config = reinforce.Config(
-        num_envs=EPISODES, num_steps=1, hidden=(4,), baseline=baseline, eval_episodes=1
+        num_envs=EPISODES,
+        num_steps=1,
+        hidden=(4,),
+        baseline=baseline,
+        eval_episodes=1,
+        eval_steps=1,
     )
     env = probes.policy()
     setup = rollout.setup(env, config)
