@@ -125,7 +125,7 @@ class Experiment:
     """Values of hyper-parameters, for example `clip_eps=0.1,0.2 anneal=0,1` for a grid of four."""
     points: int = 20
     """Evaluations, equally far apart."""
-    checkpoint_every: int = 1
+    checkpoint_every: int = 2
     """Points between two checkpoints: what a kill can cost, and what a stop waits for."""
     keep: int = 2
     """Checkpoints kept."""
