@@ -1,6 +1,10 @@
-"""A2C on CartPole-v1.
+"""How well does A2C balance the pole of CartPole-v1?
 
-jrl run experiments/a2c_cartpole.py
+Command: jrl run experiments/a2c_cartpole.py
+Machine: 2 CPU cores, shared. Wall-clock: 7 to 14 s, of which 3 to 6 s compiling. Seeds: 8.
+
+Result (1 000 960 steps, mean return of 32 sampled episodes, 95 % interval over seeds): 491.8
+(486.7 to 496.9).
 """
 
 from jrl.algos import a2c

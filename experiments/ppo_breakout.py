@@ -1,6 +1,12 @@
-"""PPO on MinAtar Breakout, a gymnax environment used as it is.
+"""How far does PPO get in MinAtar Breakout, a gymnax environment used as it is?
 
-jrl run experiments/ppo_breakout.py
+Command: jrl run experiments/ppo_breakout.py
+Machine: 2 CPU cores, shared. Wall-clock: 219 s, of which 6 s compiling. Seeds: 2.
+
+Result (10 158 080 steps, mean return of 64 sampled episodes): 21.5 (95 % interval
+over seeds 21.1 to 21.9). gymnax reports 28 for its own PPO, which this does not reach:
+the network here is two layers of 64 units on the flattened picture. Smaller learning rates did
+worse (one seed each: 19.0 at 2.5e-3, 7.0 at 1e-3).
 """
 
 from jrl.algos import ppo

@@ -1,6 +1,14 @@
-"""PPO on CartPole-v1: does it balance the pole, and does the clipping range matter?
+"""Does PPO balance the pole of CartPole-v1, and does the clipping range matter?
 
-jrl run experiments/ppo_cartpole.py
+Command: jrl run experiments/ppo_cartpole.py --seeds 10
+Machine: 2 CPU cores, shared. Wall-clock: 19 s when nothing else ran, 32 s beside other work, of
+which 4 s compiling. Seeds: 10 of each setting.
+
+Result (501 760 steps, mean return of 32 sampled episodes, 95 % interval over seeds): clip 0.1
+500.0 (500.0 to 500.0), clip 0.2 500.0 (500.0 to 500.0): no seed ends below the maximum.
+The hyper-parameters are CleanRL's, value clipping included. Without that (`--sweep
+value_clip=0.2,inf`, 8 seeds, clip 0.2) the mean was 421.4 (331.4 to 511.4): some seeds fall back
+late in training.
 """
 
 from jrl.algos import ppo
