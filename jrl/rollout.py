@@ -109,8 +109,9 @@ class Setup(NamedTuple):
 def setup(env, config, env_params: PyTree = None, network: Network | None = None) -> Setup:
     """Puts an environment (ours, or gymnax's as it is), a network and a `Config` together.
 
-    The `Config` has `num_envs`, `hidden`, `memory`, `eval_episodes` and `validate`. Without a
-    network, `networks.actor_critic` makes one that fits the spaces.
+    The `Config` has `num_envs`, `hidden`, `memory`, `eval_episodes`, `eval_steps` and `validate`.
+    Without a network, `networks.actor_critic` makes one that fits the spaces. Raises ValueError
+    for a batch of environments, and where nothing would end an evaluation.
     """
     config.validate()
     if isinstance(env, VectorEnvironment):

@@ -233,11 +233,14 @@ def test_sizes_that_do_not_fit_name_the_field(field, value):
 
 @pytest.mark.slow
 def test_cartpole_is_solved():
-    """CleanRL reaches 490 in 500k steps; three seeds of ours in 300k."""
-    config = ppo.Config(num_envs=4, num_steps=128, total_steps=300_000)
+    """At least 475 over ten seeds and 500k steps, where CleanRL reaches 490.
+
+    Ten, since seeds differ: at 300k steps those of one draw ended between 330 and 500.
+    """
+    config = ppo.Config(num_envs=4, num_steps=128, total_steps=500_000)
     hp = ppo.Hyper(learning_rate=2.5e-4, anneal=1.0, entropy_coef=0.01, value_clip=0.2)
-    hps = jax.tree.map(lambda x: jnp.full(3, x), hp)
-    keys = jax.random.split(jax.random.key(0), 3)
+    hps = jax.tree.map(lambda x: jnp.full(10, x), hp)
+    keys = jax.random.split(jax.random.key(0), 10)
     algorithm = ppo.make(cartpole.make(), config)
-    _, history = loop.train(algorithm, keys, hps, iterations=300_000 // 512)
-    assert np.mean(metrics.mean(history)["eval/return"]) > 475
+    _, history = loop.train(algorithm, keys, hps, iterations=500_000 // 512)
+    assert np.mean(metrics.mean(history)["eval/return"]) >= 475
