@@ -112,7 +112,7 @@ def _threefry(k0: Array, k1: Array, x0: Array, x1: Array) -> tuple[Array, Array]
 def _count(key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Hashes the numbers of the elements of an array."""
     if math.prod(shape) > 2**32:
-        raise NotImplementedError(f"more than 2^32 random numbers at once: {shape}")
+        raise ValueError(f"shape {shape} has more than 2^32 random numbers: draw it in parts")
     count = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
     return _threefry(key[0], key[1], jnp.zeros_like(count), count)
 

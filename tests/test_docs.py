@@ -181,4 +181,4 @@ def test_every_experiment_is_named_somewhere():
 def test_nothing_private_is_published():
     for path in PAGES:
         text = path.read_text()
-        assert not re.search(r"/(home|root|work|tmp|opt)/|localhost|index-url", text), path
+        assert not re.search(r"/(home|root|work|tmp|opt)/|localhost|index.url", text), path

@@ -122,4 +122,4 @@ def test_constraints_cover_what_is_required():
 @pytest.mark.parametrize("file", ["pyproject.toml", "constraints.txt", "Makefile", ".ci/run"])
 def test_no_file_names_a_registry(file):
     text = (ROOT / file).read_text()
-    assert not re.search(r"https?://|index-url|find-links", text), file
+    assert not re.search(r"https?://|index.url|find-links", text), file
