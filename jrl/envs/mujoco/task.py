@@ -1,0 +1,113 @@
+"""A MuJoCo task: what is seen, what is rewarded, what ends it and how it begins.
+
+Each task is a file with the same sections as any environment: `Params`, `draw`, `observe`,
+`outcome` and `make`. This one puts such a task on an engine and makes an `Environment` of it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jrl.envs.environment import Environment, Step
+from jrl.envs.mujoco import physics
+from jrl.envs.mujoco.physics import Physics, Readings
+from jrl.envs.spaces import Box
+from jrl.types import Array, Key, Leaf, PyTree
+
+__all__ = ["Engine", "Outcome", "Start", "State", "Task", "engine", "environment", "speed"]
+
+Engine = Literal["auto", "native", "callback", "mjx"]
+"""The custom call, the Python callback, MJX, or "auto": the fastest of the first two here."""
+
+Outcome = tuple[Array, Array, dict[str, Any]]
+"""(reward f32, terminated bool, info)."""
+
+Start = tuple[Array, Array, dict[str, Array]]
+"""(qpos, qvel, readings that follow from them and are not zero)."""
+
+
+class State(struct.PyTreeNode):
+    """State of the physics, steps taken."""
+
+    physics: Leaf
+    time: Leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The parts of a task, functions of single states."""
+
+    name: str
+    xml: str
+    """File name among Gymnasium's models."""
+    frame_skip: int
+    params: PyTree
+    draw: Callable[[Key, Array, Array, Any], Start]
+    """(key, qpos of the model, qvel of the model, params) -> a random start."""
+    observe: Callable[[Readings], Array]
+    outcome: Callable[[Readings, Readings, Array, float, Any], Outcome]
+    """(before, after, action, seconds of a step, params) -> what the step was worth."""
+    fields: tuple[str, ...] = ("qpos", "qvel")
+    """Fields of `mujoco.MjData` that are read."""
+    forward: bool = False
+    """Whether the first readings take the engine, because `draw` cannot know them."""
+
+
+def engine(task: Task, kind: Engine = "auto") -> Physics:
+    """Loads the model of a task into an engine."""
+    model = physics.load(task.xml, task.fields, task.frame_skip)
+    if kind == "mjx":
+        from jrl.envs.mujoco import mjx
+
+        return mjx.make(model)
+    from jrl.envs.mujoco import host, native
+
+    if kind == "native" or (kind == "auto" and native.available()):
+        return native.make(model)
+    return host.make(model)
+
+
+def environment(task: Task, kind: Engine = "auto") -> Environment:
+    """Makes the environment of a task; actions reach the engine and the reward as they are."""
+    if kind not in (kinds := ("auto", "native", "callback", "mjx")):
+        raise ValueError(f"engine must be one of {', '.join(kinds)}, got {kind!r}")
+    body = engine(task, kind)
+    model = body.model
+    qpos0 = jnp.asarray(model.mj.qpos0, jnp.float32)
+    bounds = jnp.asarray(model.mj.actuator_ctrlrange, jnp.float32)
+
+    def reset(key: Key, params: PyTree) -> tuple[Array, State]:
+        qpos, qvel, derived = task.draw(key, qpos0, jnp.zeros(model.mj.nv), params)
+        inner = physics.start(model, qpos, qvel, derived)
+        if task.forward:
+            inner = body.forward(inner)
+        return task.observe(Readings(inner, model.layout)), State(inner, jnp.int32(0))
+
+    def step(key: Key, state: State, action: Array, params: PyTree) -> Step:
+        inner = body.step(state.physics, action)
+        before, after = Readings(state.physics, model.layout), Readings(inner, model.layout)
+        reward, terminated, info = task.outcome(before, after, action, model.dt, params)
+        state = State(inner, state.time + 1)
+        truncated = state.time >= params.max_steps_in_episode
+        return task.observe(after), state, reward, terminated, truncated, info
+
+    size = jax.eval_shape(reset, jax.random.key(0), task.params)[0].shape
+
+    def observation_space(params: PyTree) -> Box:
+        return Box(-math.inf, math.inf, size)
+
+    def action_space(params: PyTree) -> Box:
+        low, high = tuple(bounds[:, 0].tolist()), tuple(bounds[:, 1].tolist())
+        return Box(low, high, (model.mj.nu,))
+
+    return Environment(task.name, reset, step, observation_space, action_space, task.params)
+
+
+def speed(before: Readings, after: Readings, dt: float, name: str = "qpos") -> Array:
+    """Mean velocity along x of what `name` begins with, for example the root's position."""
+    return after.since(before, name).reshape(-1)[0] / dt

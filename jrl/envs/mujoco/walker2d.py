@@ -1,0 +1,69 @@
+"""Walker2d-v5: a planar robot of two legs walks forward without falling.
+
+    reward = dx/dt + [healthy] - 0.001 |a|^2,   healthy: 0.8 < z < 2, |angle| < 1
+
+Seen: the positions but for x, and the velocities clipped to +-10 (17). Terminates when not healthy;
+truncated after 1000 steps of 0.008 s. Source: Gymnasium's `Walker2d-v5`, which it equals step for
+step; Erez, Tassa & Todorov 2011, "Infinite horizon model predictive control for nonlinear periodic
+tasks", https://homes.cs.washington.edu/~todorov/papers/ErezRSS11.pdf.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jrl.envs.environment import Environment
+from jrl.envs.mujoco.physics import Readings
+from jrl.envs.mujoco.task import Engine, Outcome, Start, Task, environment, speed
+from jrl.types import Array, Key, Leaf
+
+__all__ = ["Params", "TASK", "make"]
+
+
+class Params(struct.PyTreeNode):
+    """Weights of the reward, bounds of what is healthy (m, rad), size of the noise."""
+
+    forward_weight: Leaf = 1.0
+    control_weight: Leaf = 1e-3
+    healthy_reward: Leaf = 1.0
+    least_height: Leaf = 0.8
+    largest_height: Leaf = 2.0
+    largest_angle: Leaf = 1.0
+    noise: Leaf = 5e-3
+    max_steps_in_episode: Leaf = 1000
+
+
+def draw(key: Key, qpos: Array, qvel: Array, params: Params) -> Start:
+    """Adds U(-0.005, 0.005) to every position and velocity."""
+    noise = params.noise * jax.random.uniform(key, (qpos.size + qvel.size,), minval=-1.0)
+    return qpos + noise[: qpos.size], qvel + noise[qpos.size :], {}
+
+
+def observe(x: Readings) -> Array:
+    """Returns positions without x, then clipped velocities."""
+    return jnp.concatenate([x["qpos"][1:], jnp.clip(x["qvel"], -10, 10)])
+
+
+def outcome(before: Readings, after: Readings, action: Array, dt: float, params: Params) -> Outcome:
+    """Rewards speed along x and being healthy, at the price of the squared action."""
+    velocity = speed(before, after, dt)
+    height, angle = after["qpos"][1], after["qpos"][2]
+    upright = jnp.abs(angle) < params.largest_angle
+    healthy = (params.least_height < height) & (height < params.largest_height) & upright
+    cost = params.control_weight * jnp.sum(action**2)
+    reward = params.forward_weight * velocity + params.healthy_reward * healthy - cost
+    return reward, ~healthy, {"x_velocity": velocity}
+
+
+TASK = Task("Walker2d-v5", "walker2d_v5.xml", 4, Params(), draw, observe, outcome)
+
+
+def make(engine: Engine = "auto") -> Environment:
+    """Makes Walker2d-v5; `engine` is explained in `jrl.envs.mujoco.task`.
+
+    >>> env = make()
+    >>> observation, state = env.reset(jax.random.key(0), env.default_params)
+    >>> observation.shape, env.action_space(env.default_params).shape
+    ((17,), (6,))
+    """
+    return environment(TASK, engine)
