@@ -68,7 +68,7 @@ def prefixes(config: ppo.Config):
                 learner, kept = train.train_epochs(
                     train_step, learner, kept, shuffle_key, HYPER, epochs, config.minibatches
                 )
-            state = rollout.Learner(learner, actor, state.iteration + 1, state.key)
+            state = state.replace(train=learner, actor=actor, iteration=state.iteration + 1)
             # A barrier: nothing that a later part would read may be optimised away.
             return jax.lax.optimization_barrier((state, kept))
 

@@ -12,21 +12,19 @@ as one program, run in parts; after each part the state is saved while the next 
 import dataclasses
 import functools
 import importlib.util
-import itertools
 import math
 import pathlib
 import time
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax.sharding import NamedSharding, PartitionSpec
 
-from jrl import loop
+from jrl import grid, loop
 from jrl.checkpoint import Checkpointer
 from jrl.progress import Progress, stopping, wait
 from jrl.run_directory import (
@@ -41,7 +39,7 @@ from jrl.run_directory import (
 )
 from jrl.types import Algorithm
 
-__all__ = ["Experiment", "Plan", "Runnable", "Sweep"]
+__all__ = ["Experiment", "Plan", "Runnable"]
 
 UNCOMPARED = ("devices", "keep", "tensorboard", "wandb")
 """Fields that may differ between a run and its continuation."""
@@ -60,35 +58,11 @@ class Runnable(Protocol):
         ...
 
 
-def _parse_sweep(words: list[str]) -> dict[str, tuple[float, ...]]:
-    sweep = {}
-    for word in words:
-        name, _, values = word.partition("=")
-        try:
-            sweep[name.replace("-", "_")] = tuple(float(x) for x in values.split(","))
-        except ValueError:
-            raise ValueError(f"{word}: write field=value,value,...") from None
-    return sweep
-
-
-Sweep = Annotated[
-    dict[str, tuple[float, ...]],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="FIELD=V1,V2,...",
-        instance_from_str=_parse_sweep,
-        is_instance=lambda x: isinstance(x, dict),
-        str_from_instance=lambda x: [f"{k}={','.join(map(str, v))}" for k, v in x.items()],
-    ),
-]
-"""Field of the `Hyper` -> its values; several fields make a grid."""
-
-
 class Plan(NamedTuple):
     """What an experiment comes to, in whole numbers."""
 
     algorithm: Algorithm
-    settings: tuple[tuple[str, dict[str, float]], ...]
+    settings: tuple[tuple[str, grid.Setting], ...]
     """(label, what it changes in the `Hyper`) of each point of the grid."""
     members: int
     iterations: int
@@ -121,7 +95,9 @@ class Experiment:
     """Members of each setting."""
     seed: int = 0
     """The first seed; the others follow it."""
-    sweep: Sweep = dataclasses.field(default_factory=dict)
+    settings: tyro.conf.Suppress[dict[str, grid.Setting]] = dataclasses.field(default_factory=dict)
+    """Named settings, label -> what it changes in `hyper`; a sweep is made of each of them."""
+    sweep: grid.Sweep = dataclasses.field(default_factory=dict)
     """Values of hyper-parameters, for example `clip_eps=0.1,0.2 anneal=0,1` for a grid of four."""
     points: int = 20
     """Evaluations, equally far apart."""
@@ -130,7 +106,7 @@ class Experiment:
     keep: int = 2
     """Checkpoints kept."""
     devices: int | None = None
-    """Devices the members are split over; None for as many as divide the population."""
+    """Devices the members are split over; None for as many as have something to do."""
     tensorboard: bool = True
     """Write event files."""
     wandb: str | None = None
@@ -138,7 +114,7 @@ class Experiment:
 
     def __post_init__(self):
         """Makes every number of `hyper` and `sweep` a float: compiled code tells 1 from 1.0."""
-        object.__setattr__(self, "hyper", _floats(self.hyper))
+        object.__setattr__(self, "hyper", grid.floats(self.hyper))
         sweep = {name: tuple(map(float, values)) for name, values in self.sweep.items()}
         object.__setattr__(self, "sweep", sweep)
 
@@ -158,7 +134,7 @@ class Experiment:
             raise ValueError(f"seed must be between 0 and 2^32 - seeds, got {self.seed}")
         if self.wandb is not None and importlib.util.find_spec("wandb") is None:
             raise ValueError("wandb: the package is missing, run `pip install wandb`")
-        _check_hyper(self.hyper, self.sweep)
+        grid.check(self.hyper, self.sweep, self.settings)
         requested = self.steps or getattr(self.config, "total_steps", None)
         if requested is None:
             raise ValueError("steps must be given: the config has no total_steps to take it from")
@@ -174,35 +150,38 @@ class Experiment:
         steps = iterations * unit * self.points
         if steps != requested:
             algorithm = self.make(_with_steps(self.config, steps))
-        grid = [
-            dict(zip(self.sweep, v, strict=True)) for v in itertools.product(*self.sweep.values())
-        ]
-        settings = tuple((_label(setting), setting) for setting in grid)
+        settings = grid.settings(self.sweep, self.settings)
         members = len(settings) * self.seeds
         return Plan(algorithm, settings, members, iterations, iterations * unit, steps, requested)
 
     def run(
-        self, directory: str | pathlib.Path, resume: bool = False, quiet: bool = False
+        self,
+        directory: str | pathlib.Path,
+        resume: bool = False,
+        quiet: bool = False,
+        command: str | None = None,
     ) -> dict[str, Any]:
         """Trains the population, or goes on from its last checkpoint, and returns the summary.
 
         The first SIGTERM or SIGINT lets the part in progress end, saves it and returns a
         summary whose "finished" is False; the second raises KeyboardInterrupt. Raises
         UsageError if `directory` holds a run and `resume` is not set, or one with other options
-        if it is.
+        if it is. `command` is what goes on with it, by default `jrl resume`.
         """
         plan, run = self.plan(), self._open(directory, resume)
+        command = command or f"jrl resume {run.path}"
         if run.summary_file.exists():
             return run.summary()
         with (
             run.lock(),
             Checkpointer(run.checkpoints, self.keep) as checkpointer,
             Progress(plan.steps, plan.members, quiet) as progress,
-            stopping(f"jrl resume {run.path}") as stop,
+            stopping(command) as stop,
         ):
             members, hps, mesh = self._population(plan)
             progress.say(f"members {plan.members}, steps {plan.steps:,}, devices {mesh.size}")
             members, done, spent = _restore(checkpointer, members, run, plan, progress)
+            members, hps = (loop.place(x, plan.members, mesh) for x in (members, hps))
             recorder = Recorder(run, self.tensorboard, self.wandb)
             # A program that calls back cannot be kept in the persistent cache of compilations.
             report = progress.point(plan.steps_per_point) if progress.live else None
@@ -216,16 +195,27 @@ class Experiment:
                     spent["compile_seconds"] += time.perf_counter() - began
                 if stop.is_set():
                     break
-                task = functools.partial(_part, compiled[points], members, hps)
+                task = functools.partial(_part, compiled[points], members, hps, plan.members)
                 members, history = wait(task, stop, progress)
-                recorder.write(self._rows(plan, history, done))
+                recorder.write(rows := self._rows(plan, history, done))
                 done += points
                 spent["seconds"] += time.perf_counter() - began
-                checkpointer.save(done, loop.split(members), {"step": done, "spent": spent})
-                progress.part(done * plan.steps_per_point, _means(history), spent)
+                saved = loop.split(loop.resize(members, plan.members))
+                checkpointer.save(done, saved, {"step": done, "spent": spent})
+                scores = _scores(rows[-plan.members :])
+                progress.part(done * plan.steps_per_point, _means(history), spent, scores)
             jax.effects_barrier()
             recorder.close()
-            return self._finish(plan, run, checkpointer, progress, spent, done)
+            checkpointer.wait()
+            if done == self.points:
+                summary = self._summary(plan, run, spent)
+                run.write_summary(summary)
+                return plain(summary)
+            step = done * plan.steps_per_point
+            progress.say(
+                f"stopped and saved at step {step:,} of {plan.steps:,}: go on with `{command}`"
+            )
+            return {"finished": False, "step": step, "steps": plan.steps}
 
     def _open(self, directory, resume: bool) -> RunDirectory:
         values = plain(self)
@@ -244,21 +234,15 @@ class Experiment:
         return run
 
     def _mesh(self):
-        members = self.seeds * math.prod(len(values) for values in self.sweep.values())
-        return loop.make_mesh(members, self.devices)
+        settings = grid.settings(self.sweep, self.settings)
+        return loop.make_mesh(self.seeds * len(settings), self.devices)
 
     def _population(self, plan: Plan):
         """Starts all members, on their devices from the first program on: it compiles once."""
         seeds = jnp.arange(self.seed, self.seed + self.seeds, dtype=jnp.uint32)
         keys = jax.vmap(jax.random.key)(jnp.tile(seeds, len(plan.settings)))
-        columns = [dataclasses.replace(self.hyper, **setting) for _, setting in plan.settings]
-        hps = jax.tree.map(
-            lambda *x: jnp.repeat(jnp.stack([jnp.asarray(v) for v in x]), self.seeds, 0), *columns
-        )
-        mesh = self._mesh()
-        sharding = NamedSharding(mesh, PartitionSpec(loop.AXIS))
-        members = loop.population(plan.algorithm, keys, hps)
-        return jax.device_put(members, sharding), jax.device_put(hps, sharding), mesh
+        hps = grid.stack(self.hyper, plan.settings, self.seeds)
+        return loop.population(plan.algorithm, keys, hps), hps, self._mesh()
 
     def _rows(self, plan: Plan, history: dict[str, Any], done: int) -> list[Row]:
         means = {name: _divide(*sums) for name, sums in history.items()}
@@ -272,19 +256,6 @@ class Experiment:
             for point in range(len(next(iter(means.values()))))
             for i in range(plan.members)
         ]
-
-    def _finish(self, plan, run, checkpointer, progress, spent, done) -> dict[str, Any]:
-        checkpointer.wait()
-        step = done * plan.steps_per_point
-        if done < self.points:
-            progress.say(
-                f"stopped and saved at step {step:,} of {plan.steps:,}: "
-                f"go on with `jrl resume {run.path}`"
-            )
-            return {"finished": False, "step": step, "steps": plan.steps}
-        summary = self._summary(plan, run, spent)
-        run.write_summary(summary)
-        return plain(summary)
 
     def _summary(self, plan: Plan, run: RunDirectory, spent) -> dict[str, Any]:
         training = max(spent["seconds"] - spent["compile_seconds"], 1e-9)
@@ -323,32 +294,20 @@ class Experiment:
         }
 
 
-def _part(program, members, hps):
+def _part(program, members, hps, count: int):
     members, history = program(members, hps)
-    return members, jax.device_get(history)
+    # Without those that only fill the devices up.
+    return members, jax.tree.map(lambda x: np.asarray(x)[:, :count], history)
 
 
-def _label(setting: dict[str, float]) -> str:
-    # The short form unless it would make two settings look the same.
-    short = {k: f"{v:g}" if float(f"{v:g}") == v else repr(v) for k, v in setting.items()}
-    return ",".join(f"{name}={value}" for name, value in short.items()) or "default"
-
-
-def _floats(hyper):
-    values = {field.name: getattr(hyper, field.name) for field in dataclasses.fields(hyper)}
-    whole = {k: float(v) for k, v in values.items() if type(v) is int}
-    return dataclasses.replace(hyper, **whole)
-
-
-def _check_hyper(hyper, sweep: dict[str, tuple[float, ...]]) -> None:
-    for name in (names := [field.name for field in dataclasses.fields(hyper)]):
-        if np.isnan(np.asarray(getattr(hyper, name), float)).any():
-            raise ValueError(f"hyper.{name} is not a number")
-    for name, values in sweep.items():
-        if name not in names:
-            raise ValueError(f"sweep: no hyper-parameter {name!r}, choose from {', '.join(names)}")
-        if not values or len(set(values)) < len(values) or any(math.isnan(x) for x in values):
-            raise ValueError(f"sweep: {name} needs one or more different numbers, got {values}")
+def _scores(rows: list[Row]) -> dict[str, float]:
+    """Mean score of every setting at one point."""
+    scores: dict[str, list[float]] = {row["setting"]: [] for row in rows}
+    for row in rows:
+        score = row["means"].get("eval/return")
+        if score is not None:
+            scores[row["setting"]].append(score)
+    return {name: sum(x) / len(x) if x else math.nan for name, x in scores.items()}
 
 
 def _with_steps(config, steps: int):

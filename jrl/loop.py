@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jrl import metrics
 from jrl.types import Algorithm, Array, Leaf, Metrics, PyTree
@@ -30,7 +30,9 @@ __all__ = [
     "join",
     "make_mesh",
     "make_program",
+    "place",
     "population",
+    "resize",
     "split",
     "train",
 ]
@@ -86,18 +88,36 @@ def _with_params(members: Member, params: PyTree) -> Member:
 
 
 def make_mesh(members: int, devices: int | None = None) -> Mesh:
-    """Makes a mesh for a population: of as many devices as divide it, or of the number given."""
+    """Makes a mesh for a population: of the number given, or of all devices that get a share.
+
+    Where the devices do not divide the members, `place` fills the last ones up.
+    """
     found = jax.devices()
     if devices is None:
-        devices = max(n for n in range(1, len(found) + 1) if members % n == 0)
+        devices = math.ceil(members / math.ceil(members / len(found)))
     elif devices > len(found):
         raise ValueError(f"devices={devices}, but there are only {len(found)}")
-    elif members % devices:
+    elif devices > members:
         raise ValueError(
-            f"devices={devices} does not divide the population of {members}: "
-            f"choose seeds as a multiple of it, or fewer devices"
+            f"devices={devices} is more than the population of {members}: "
+            "choose more seeds, or fewer devices"
         )
     return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=found[:devices])
+
+
+def resize(tree: PyTree, members: int) -> PyTree:
+    """Cuts a population to its first `members`, or fills it up with copies of the last one."""
+
+    def one(x):
+        return x if x.shape[0] == members else x[jnp.minimum(jnp.arange(members), x.shape[0] - 1)]
+
+    return jax.tree.map(one, tree)
+
+
+def place(tree: PyTree, members: int, mesh: Mesh) -> PyTree:
+    """Splits a population over the devices of a mesh, filled up until they divide it."""
+    filled = resize(tree, math.ceil(members / mesh.size) * mesh.size)
+    return jax.device_put(filled, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
 def make_program(

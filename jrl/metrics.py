@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jrl import tree
-from jrl.types import Array, Leaf, Metrics, PyTree
+from jrl.types import Array, Leaf, Metrics, PyTree, Scalar
 
 __all__ = ["RunningStatistics", "mean", "merge", "normalize", "total", "update"]
 
@@ -63,12 +63,15 @@ def merge(a: RunningStatistics, b: RunningStatistics) -> RunningStatistics:
 
 
 def normalize(
-    statistics: RunningStatistics, values: Array, clip: float = 10.0, epsilon: float = 1e-8
+    statistics: RunningStatistics, values: Array, clip: Scalar = 10.0, floor: Scalar = 1e-8
 ) -> Array:
-    """Shifts and scales `values[..., *shape]` to mean 0 and variance 1, within +-`clip`."""
+    """Shifts and scales `values[..., *shape]` to mean 0 and variance 1, within +-`clip`.
+
+    A variance below `floor` counts as `floor`.
+    """
     axes = tuple(range(values.ndim - statistics.mean.ndim))
     centred = values - jnp.expand_dims(statistics.mean, axes)
-    scale = jax.lax.rsqrt(statistics.variance + epsilon)
+    scale = jax.lax.rsqrt(jnp.maximum(statistics.variance, floor))
     return jnp.clip(centred * jnp.expand_dims(scale, axes), -clip, clip)
 
 

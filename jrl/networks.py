@@ -83,18 +83,36 @@ def _orthogonal(scale: float):
     return initialize
 
 
-def _dense(inputs: int, outputs: int, scale: float, rngs: nnx.Rngs, bias: bool = True):
-    initializer = _orthogonal(scale)
-    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=initializer, rngs=rngs)
+def _dense(
+    inputs: int, outputs: int, scale: float, rngs: nnx.Rngs, bias: bool = True, make=_orthogonal
+):
+    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=make(scale), rngs=rngs)
+
+
+def _normc(scale: float):
+    """Gaussian initialisation with every column scaled to one length, as openai/baselines does."""
+
+    def initialize(key, shape, dtype=jnp.float32):
+        x = jax.random.normal(key, shape, dtype)
+        return scale * x / jnp.linalg.norm(x, axis=0, keepdims=True)
+
+    return initialize
+
+
+INITIALIZERS = {"orthogonal": (_orthogonal, math.sqrt(2)), "normc": (_normc, 1.0)}
+"""Names of initialisers, and what the hidden layers are scaled by."""
 
 
 class MLP(nnx.Module):
-    """Dense layers with an activation between them, orthogonally initialised."""
+    """Dense layers with an activation between them."""
 
-    def __init__(self, sizes: Sequence[int], out_scale: float, activation, rngs: nnx.Rngs):
-        scales = [math.sqrt(2)] * (len(sizes) - 2) + [out_scale]
+    def __init__(
+        self, sizes: Sequence[int], out_scale: float, activation, rngs: nnx.Rngs, initializer: str
+    ):
+        make, hidden = INITIALIZERS[initializer]
+        scales = [hidden] * (len(sizes) - 2) + [out_scale]
         pairs = zip(sizes[:-1], sizes[1:], scales, strict=True)
-        self.layers = nnx.List([_dense(i, o, scale, rngs) for i, o, scale in pairs])
+        self.layers = nnx.List([_dense(i, o, scale, rngs, make=make) for i, o, scale in pairs])
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:
@@ -145,12 +163,14 @@ class Encoder(nnx.Module):
 class ActorCritic(nnx.Module):
     """Policy and state value in two networks that share nothing."""
 
-    def __init__(self, observation_space, action_space, hidden, activation, rngs: nnx.Rngs):
+    def __init__(
+        self, observation_space, action_space, hidden, activation, initializer, rngs: nnx.Rngs
+    ):
         self.encoder = Encoder(observation_space)
         self.head = Head(action_space)
         sizes = (self.encoder.size, *hidden)
-        self.policy = MLP((*sizes, self.head.size), 0.01, activation, rngs)
-        self.value = MLP((*sizes, 1), 1.0, activation, rngs)
+        self.policy = MLP((*sizes, self.head.size), 0.01, activation, rngs, initializer)
+        self.value = MLP((*sizes, 1), 1.0, activation, rngs, initializer)
 
     def __call__(self, carry: PyTree, observation: Array, reset: Bool[Array, "*batch"]):
         """Returns ((distribution, value), carry)."""
@@ -162,7 +182,14 @@ class RecurrentActorCritic(nnx.Module):
     """A gated recurrent unit below two networks, one for the policy and one for the value."""
 
     def __init__(
-        self, observation_space, action_space, hidden, activation, memory: int, rngs: nnx.Rngs
+        self,
+        observation_space,
+        action_space,
+        hidden,
+        activation,
+        initializer,
+        memory: int,
+        rngs: nnx.Rngs,
     ):
         self.encoder = Encoder(observation_space)
         self.head = Head(action_space)
@@ -171,8 +198,8 @@ class RecurrentActorCritic(nnx.Module):
         self.inputs = _dense(memory, 3 * memory, 1.0, rngs)
         self.hidden = _dense(memory, 3 * memory, 1.0, rngs, bias=False)
         self.activation = activation
-        self.policy = MLP((memory, *hidden, self.head.size), 0.01, activation, rngs)
-        self.value = MLP((memory, *hidden, 1), 1.0, activation, rngs)
+        self.policy = MLP((memory, *hidden, self.head.size), 0.01, activation, rngs, initializer)
+        self.value = MLP((memory, *hidden, 1), 1.0, activation, rngs, initializer)
 
     def __call__(self, carry: Array, observation: Array, reset: Bool[Array, "*batch"]):
         """Advances the memory by one observation; returns ((distribution, value), carry).
@@ -199,11 +226,14 @@ def actor_critic(
     hidden: Sequence[int] = (64, 64),
     activation: Callable[[Array], Array] = jnp.tanh,
     memory: int = 0,
+    initializer: str = "orthogonal",
 ) -> Network:
     """Makes the network of the on-policy algorithms; `memory` > 0 gives it a GRU of that size.
 
-    The output is (distribution over actions, state value [...]). Orthogonal initialisation with
-    gain sqrt 2, 0.01 for the policy's last layer and 1 for the value's.
+    The output is (distribution over actions, state value [...]). Hidden layers begin orthogonal
+    with gain sqrt 2, or ("normc", as openai/baselines' ppo1) Gaussian with the weights of each
+    unit scaled to length 1; the policy's last layer is scaled to 0.01, the value's to 1. Raises
+    ValueError for another `initializer`.
 
     >>> from jrl.envs.spaces import Box, Discrete
     >>> network = actor_critic(Box(-1.0, 1.0, (3,)), Discrete(2))
@@ -212,16 +242,13 @@ def actor_critic(
     >>> policy.logits.shape, value.shape
     ((5, 2), (5,))
     """
+    if initializer not in INITIALIZERS:
+        names = ", ".join(INITIALIZERS)
+        raise ValueError(f"initializer must be one of {names}, got {initializer!r}")
+    sizes = (observation_space, action_space, hidden, activation, initializer)
     if not memory:
-        init, apply = functional(
-            lambda rngs: ActorCritic(observation_space, action_space, hidden, activation, rngs)
-        )
-        return Network(init, apply)
-    init, apply = functional(
-        lambda rngs: RecurrentActorCritic(
-            observation_space, action_space, hidden, activation, memory, rngs
-        )
-    )
+        return Network(*functional(lambda rngs: ActorCritic(*sizes, rngs)))
+    init, apply = functional(lambda rngs: RecurrentActorCritic(*sizes, memory, rngs))
     return Network(init, apply, lambda batch: jnp.zeros((batch, memory)))
 
 

@@ -19,6 +19,10 @@ FIRST = ("eval/return", "episode_return", "loss")
 """Metrics shown first; of the others there is room for as many as make three."""
 
 
+SETTINGS = 16
+"""Settings whose scores fit on a line."""
+
+
 class Progress:
     """Shows steps done, steps per second of the whole population, time left and main metrics.
 
@@ -80,14 +84,23 @@ class Progress:
 
         return report
 
-    def part(self, step: int, means: dict[str, float], spent: dict[str, float]) -> None:
-        """Shows where the run is after one of its programs."""
+    def part(
+        self,
+        step: int,
+        means: dict[str, float],
+        spent: dict[str, float],
+        scores: dict[str, float] | None = None,
+    ) -> None:
+        """Shows where the run is after one of its programs, and the score of every setting."""
         seconds = spent["seconds"] - spent["compile_seconds"]
         rate = step / seconds if seconds > 0 else None
+        text = self._text(step, means, rate)
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, text=self._text(step, means, rate))
+            self._bar.update(self._task, completed=step, text=text)
         else:
-            self.say(f"step {step:,}/{self.steps:,}  {self._text(step, means, rate)}")
+            self.say(f"step {step:,}/{self.steps:,}  {text}")
+        if scores and 1 < len(scores) <= SETTINGS:
+            self.say("  " + "  ".join(f"{name} {score:.4g}" for name, score in scores.items()))
 
     def _text(self, step: int, means: dict[str, float], rate: float | None) -> str:
         names = [name for name in FIRST if name in means]

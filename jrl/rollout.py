@@ -17,8 +17,12 @@ from jrl.networks import Network
 from jrl.train import Optimizer
 from jrl.types import Array, Key, Leaf, Metrics, Params, PyTree, Scalar
 
+RECENT = 100
+"""Episodes that a learner remembers the returns of."""
+
 __all__ = [
     "Actor",
+    "Episodes",
     "Learner",
     "Policy",
     "Setup",
@@ -28,6 +32,7 @@ __all__ = [
     "critic",
     "episode_metrics",
     "evaluate",
+    "remember",
     "setup",
     "start",
     "step_limit",
@@ -68,6 +73,25 @@ class Trajectory(struct.PyTreeNode):
     info: Leaf
 
 
+class Episodes(struct.PyTreeNode):
+    """The returns of the last 100 episodes [100], the newest last, and how many there ever were."""
+
+    returns: Leaf
+    count: Leaf
+
+    @classmethod
+    def none(cls) -> "Episodes":
+        """No episode has ended yet."""
+        return cls(jnp.zeros(RECENT), jnp.int32(0))
+
+    def metrics(self) -> Metrics:
+        """Mean return of the episodes remembered, as (sum, count)."""
+        known = jnp.minimum(self.count, RECENT)
+        held = jnp.arange(RECENT) >= RECENT - known
+        total = jnp.sum(jnp.where(held, self.returns, 0.0))
+        return {"return": (total, known.astype(jnp.float32))}
+
+
 class Setup(NamedTuple):
     """What an on-policy algorithm is made of; nothing here is traced."""
 
@@ -83,7 +107,8 @@ class Setup(NamedTuple):
         """Starts a run: parameters, optimizer, environments (of `env`, if wrapped) and keys."""
         network_key, train_key, env_key, key = jax.random.split(key, 4)
         state = train.init(train_key, self.network.init(network_key), optimizer, hp, extra)
-        return Learner(state, self.start(env_key, env), jnp.int32(0), key)
+        actor = self.start(env_key, env)
+        return Learner(state, actor, jnp.int32(0), key, Episodes.none())
 
     def start(self, key: Key, env: VectorEnvironment | None = None) -> "Actor":
         """Resets the batch (or `env`, a wrapped form of it) and clears the memories."""
@@ -137,6 +162,8 @@ class Learner(struct.PyTreeNode):
     iteration: Leaf
     key: Leaf
     """A constant root; every iteration folds in its number."""
+    episodes: Leaf = ()
+    """What `remember` keeps, for algorithms that call it."""
 
 
 def apply(network: Network, params: Params, batch: PyTree, sequences: bool = False):
@@ -256,6 +283,18 @@ def episode_metrics(trajectory: Trajectory, mask: Array | None = None) -> Metric
         name: (jnp.sum(done * trajectory.info[name]), count)
         for name in ("episode_return", "episode_length")
     }
+
+
+def remember(episodes: Episodes, trajectory: Trajectory) -> Episodes:
+    """Adds the episodes that ended in a trajectory, in the order of time."""
+    done = jnp.reshape(trajectory.terminated | trajectory.truncated, -1)
+    ended = jnp.sum(done, dtype=jnp.int32)
+    # The newest goes to the last place; those that do not fit fall off the front.
+    place = RECENT - ended + jnp.cumsum(done, dtype=jnp.int32) - 1
+    place = jnp.where(done & (place >= 0), place, RECENT)
+    kept = episodes.returns[jnp.minimum(jnp.arange(RECENT) + ended, RECENT - 1)]
+    returns = kept.at[place].set(trajectory.info["episode_return"].reshape(-1), mode="drop")
+    return Episodes(returns, episodes.count + ended)
 
 
 def step_limit(env, env_params: PyTree, max_steps: int | None = None):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from jrl import metrics, rng, tree
+from jrl import rng, tree
 from jrl.types import Array, Float, Key, Leaf, Metrics, Params, PyTree, Scalar
 
 __all__ = [
@@ -223,8 +223,8 @@ def train_epochs(
 ) -> tuple[TrainState, Metrics]:
     """Passes `epochs` times over a batch in freshly shuffled minibatches, one step for each.
 
-    Returns the metrics summed over all steps. Raises ValueError if `minibatches` does not
-    divide the leading axis of the batch: no example is silently dropped.
+    Returns the metrics of every step, [epochs, minibatches]. Raises ValueError if `minibatches`
+    does not divide the leading axis of the batch: no example is silently dropped.
     """
     examples = jax.tree.leaves(batch)[0].shape[0]
     if examples % minibatches:
@@ -236,11 +236,9 @@ def train_epochs(
 
     def epoch(state, key):
         order = rng.permutation(key, examples).reshape(minibatches, -1)
-        state, sums = jax.lax.scan(one, state, tree.take(batch, order))
-        return state, metrics.total(sums)
+        return jax.lax.scan(one, state, tree.take(batch, order))
 
-    state, sums = jax.lax.scan(epoch, state, jax.random.split(key, epochs))
-    return state, metrics.total(sums)
+    return jax.lax.scan(epoch, state, jax.random.split(key, epochs))
 
 
 def _inverse(weight):

@@ -162,9 +162,9 @@ MISTAKES = {
     "empty sweep": (["run", FILE, "--sweep", "noise="], "noise=: write field=value,"),
     "repeated value": (["run", FILE, "--sweep", "noise=1,1"], "one or more different numbers"),
     "too many devices": (["run", FILE, "--devices", "999"], "devices=999, but there are only 8"),
-    "devices do not divide": (
+    "more devices than members": (
         ["run", FILE, "--devices", "3"],
-        "devices=3 does not divide the population of 2",
+        "devices=3 is more than the population of 2",
     ),
     "cpu devices": (["run", FILE, "--cpu-devices", "x"], "--cpu-devices must be a whole number"),
     "wandb": (["run", FILE, "--wandb", "p"], "wandb: the package is missing, run `pip install"),

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jrl import train, tree
+from jrl import metrics, train, tree
 from jrl.train import Loss
 
 KEY = jax.random.key(0)
@@ -358,7 +358,9 @@ def test_epochs_see_every_example_exactly_once_each():
     data = {"id": jnp.arange(N)}
     run = jax.jit(functools.partial(train.train_epochs, step), static_argnums=(4, 5))
     for epochs, minibatches in ((1, 1), (1, 6), (3, 4)):
-        new, sums = run(state, data, KEY, jnp.float32(0.1), epochs, minibatches)
+        new, steps = run(state, data, KEY, jnp.float32(0.1), epochs, minibatches)
+        assert steps["seen"][0].shape == (epochs, minibatches, N)
+        sums = metrics.total(steps, (0, 1))
         np.testing.assert_array_equal(sums["seen"][0], np.full(N, epochs))
         assert float(sums["seen"][1]) == int(new.step) == epochs * minibatches
 

@@ -61,6 +61,15 @@ class Hyper(struct.PyTreeNode):
     """Largest global norm of the gradient; inf for any."""
     adam_eps: Leaf = 1e-5
     """Epsilon of Adam."""
+    observation_clip: Leaf = 10.0
+    """Largest size of a standardised observation; matters with config.normalize_observation."""
+    observation_floor: Leaf = 1e-8
+    """Least variance that observations are standardised by."""
+    observe_first: Leaf = 0.0
+    """1 updates the statistics of observations before learning from a batch, and evaluates the old
+    policy under the new ones; 0 updates them afterwards, so that the old policy is who acted."""
+    time_limit_ends: Leaf = 0.0
+    """1 takes a truncation for a termination; 0 bootstraps from the value of what would follow."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +98,8 @@ class Config:
     """Standardise advantages over the batch."""
     normalize_observation: bool = False
     """Standardise observations by running statistics, updated once per iteration."""
+    diagnostics: bool = False
+    """Report quantiles of the ratio, the KL divergence and the gradient's norm."""
     normalize_reward: bool = False
     """Divide rewards by the running deviation of the discounted return."""
     eval_episodes: int = 32
@@ -173,8 +184,10 @@ def prepare(setup: rollout.Setup, state: train.TrainState, carry, trajectory, hp
 
     `carry` is the memory that the trajectory began with.
     """
-    encode = _encoder(setup, state.extra)
+    encode = _encoder(setup, state.extra, hp)
     old, v_tm1, v_t = rollout.critic(setup.network, state.params, carry, trajectory, encode)
+    ends = trajectory.truncated & (hp.time_limit_ends > 0)
+    trajectory = trajectory.replace(terminated=trajectory.terminated | ends)
     advantage, target = rollout.advantages(
         trajectory, v_tm1, v_t, hp.gamma, hp.gae_lambda, setup.config.normalize_advantage
     )
@@ -209,7 +222,7 @@ def make(
     train_step = train.make_train_step(grad_fn, optimizer(config))
 
     def evaluate(state, key, hp):
-        encode = _encoder(setup, state.train.extra)
+        encode = _encoder(setup, state.train.extra, hp)
         policy = setup.policy(state.train.params, config.eval_greedy, encode)
         return setup.evaluate(key, policy)
 
@@ -222,9 +235,11 @@ def make(
 
 
 def _init(setup: rollout.Setup, key, hp):
-    extra: dict[str, Any] = {
-        "kl": trust_region.init_kl_penalty(hp.kl_beta, hp.kl_target, factor=1.0 + hp.kl_adapt)
-    }
+    # Bounds far out, only for a beta that adapts: from 0 or infinity there is no way back.
+    controller = trust_region.init_kl_penalty(
+        hp.kl_beta, hp.kl_target, factor=1.0 + hp.kl_adapt, least=1e-30 * hp.kl_adapt, most=1e30
+    )
+    extra: dict[str, Any] = {"kl": controller}
     if setup.config.normalize_observation:
         shape = setup.env.observation_space(setup.env_params).shape
         extra["observation"] = stats.RunningStatistics.zeros(shape)
@@ -234,38 +249,63 @@ def _init(setup: rollout.Setup, key, hp):
 def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.Learner, hp):
     config, network, learner = setup.config, setup.network, state.train
     rollout_key, shuffle_key = jax.random.split(jax.random.fold_in(state.key, state.iteration))
-    policy = setup.policy(learner.params, encode=_encoder(setup, learner.extra))
+    policy = setup.policy(learner.params, encode=_encoder(setup, learner.extra, hp))
     env = _training_env(setup, hp)
     actor, trajectory = rollout.unroll(
         rollout_key, env, setup.env_params, policy, state.actor, config.num_steps
     )
+    before, after = learner.extra, _observe(setup, learner.extra, trajectory)
+    learner = learner.replace(extra=tree.select(hp.observe_first > 0, after, before))
     batch = prepare(setup, learner, state.actor.carry, trajectory, hp)
-    learner, sums = train.train_epochs(
+    learner, steps = train.train_epochs(
         train_step, learner, batch, shuffle_key, hp, config.epochs, config.minibatches
     )
-    kl = jnp.mean(batch.old.kl(rollout.apply(network, learner.params, batch)[0]))
-    controller = trust_region.kl_penalty(learner.extra["kl"], kl)
-    # Only now: the batch was acted and learnt from under the statistics of before.
-    extra = _observe(setup, {**learner.extra, "kl": controller}, trajectory)
-    learner = learner.replace(extra=extra)
-    one = jnp.float32(1)
+    new = rollout.apply(network, learner.params, batch)[0]
+    kl = batch.old.kl(new)
+    controller = trust_region.kl_penalty(before["kl"], jnp.mean(kl))
+    learner = learner.replace(extra={**after, "kl": controller})
     sums = {
-        **sums,
+        **stats.total(steps, (0, 1)),
         **rollout.episode_metrics(trajectory),
-        "kl": (kl, one),
-        "kl_beta": (controller.beta, one),
+        "kl": (jnp.mean(kl), jnp.float32(1)),
+        "kl_beta": (controller.beta, jnp.float32(1)),
     }
-    return rollout.Learner(learner, actor, state.iteration + 1, state.key), sums
+    if config.diagnostics:
+        ratio = jnp.exp(new.log_prob(batch.action) - batch.old.log_prob(batch.action))
+        sums |= _diagnostics(ratio=ratio, kl=kl, grad_norm=_norms(steps["grad_norm"]))
+    episodes = rollout.remember(state.episodes, trajectory)
+    return rollout.Learner(learner, actor, state.iteration + 1, state.key, episodes), sums
+
+
+def _diagnostics(**columns):
+    """Quantiles of columns as metrics, named for example "kl_q99"."""
+    percents = (1, 50, 99, 100)
+    quantiles = {
+        name: jnp.quantile(x.reshape(-1), jnp.array(percents) / 100) for name, x in columns.items()
+    }
+    return {
+        f"{name}_q{percent}": (x[i], jnp.float32(1))
+        for name, x in quantiles.items()
+        for i, percent in enumerate(percents)
+    }
+
+
+def _norms(sums):
+    """Norms of the gradient; infinite where an update was skipped because it was not finite."""
+    total, weight = sums
+    return jnp.where(weight > 0, total, jnp.inf)
 
 
 def _training_env(setup: rollout.Setup, hp):
     return normalize_reward(setup.batch, hp.gamma) if setup.config.normalize_reward else setup.batch
 
 
-def _encoder(setup: rollout.Setup, extra):
+def _encoder(setup: rollout.Setup, extra, hp):
     if not setup.config.normalize_observation:
         return lambda observation: observation
-    return functools.partial(stats.normalize, extra["observation"])
+    return functools.partial(
+        stats.normalize, extra["observation"], clip=hp.observation_clip, floor=hp.observation_floor
+    )
 
 
 def _observe(setup: rollout.Setup, extra, trajectory):

@@ -1,0 +1,1 @@
+"""Parts of `ppo_clipping_table.py`: its settings, results, table and figures."""

@@ -1,0 +1,80 @@
+"""What is compared: the eleven settings, the seven environments and what all of them share."""
+
+import importlib
+import math
+
+from jrl import networks, rollout
+from jrl.algos import ppo
+from jrl.envs.environment import Environment
+from jrl.envs.mujoco.task import Engine
+from jrl.types import Algorithm
+
+__all__ = ["CONFIG", "ENVIRONMENTS", "HYPER", "SETTINGS", "algorithm", "environment"]
+
+ENVIRONMENTS = {
+    "InvertedPendulum": "inverted_pendulum",
+    "HalfCheetah": "half_cheetah",
+    "Reacher": "reacher",
+    "Swimmer": "swimmer",
+    "InvertedDoublePendulum": "inverted_double_pendulum",
+    "Hopper": "hopper",
+    "Walker2d": "walker2d",
+}
+"""Name -> module in `jrl.envs.mujoco`, in the order in which they are run."""
+
+SETTINGS = {
+    "none": {},
+    **{f"clip{eps}": {"clip_eps": eps} for eps in (0.1, 0.2, 0.3)},
+    **{
+        f"akl{target}": {"kl_beta": 1.0, "kl_target": target, "kl_adapt": 1.0}
+        for target in (0.003, 0.01, 0.03)
+    },
+    **{f"kl{beta}": {"kl_beta": float(beta)} for beta in (0.3, 1, 3, 10)},
+}
+"""Name -> what differs from `HYPER`: the rows of Table 1."""
+
+CONFIG = ppo.Config(
+    num_envs=1,
+    num_steps=2048,
+    epochs=10,
+    minibatches=32,
+    total_steps=1_000_000,
+    hidden=(64, 64),
+    normalize_advantage=True,
+    normalize_observation=True,
+    diagnostics=True,
+    eval_episodes=100,
+)
+
+HYPER = ppo.Hyper(
+    learning_rate=3e-4,
+    gamma=0.99,
+    gae_lambda=0.95,
+    clip_eps=math.inf,
+    value_coef=2.0,
+    max_grad_norm=math.inf,
+    adam_eps=1e-5,
+    observation_clip=5.0,
+    observation_floor=1e-2,
+    observe_first=1.0,
+    time_limit_ends=1.0,
+)
+
+
+def environment(name: str, engine: Engine = "auto") -> Environment:
+    """Makes one of the environments."""
+    return importlib.import_module(f"jrl.envs.mujoco.{ENVIRONMENTS[name]}").make(engine)
+
+
+def algorithm(env: Environment, config: ppo.Config) -> Algorithm:
+    """Makes PPO whose evaluation is the mean return of the last 100 episodes of training."""
+    spaces = (space(env.default_params) for space in (env.observation_space, env.action_space))
+    network = networks.actor_critic(
+        *spaces, config.hidden, memory=config.memory, initializer="normc"
+    )
+    trained = ppo.make(env, config, network=network)
+
+    def evaluate(state: rollout.Learner, key, hp):
+        return state.episodes.metrics()
+
+    return trained._replace(evaluate=evaluate)
