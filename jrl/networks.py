@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jrl.distributions import Categorical, Distribution, Normal
-from jrl.types import Array, Bool, Key, Params, PyTree
+from jrl.types import Array, Bool, Key, Params, PyTree, Scalar
 
 __all__ = [
     "ActorCritic",
@@ -19,6 +19,7 @@ __all__ = [
     "check_dtype",
     "functional",
     "unroll",
+    "widen",
 ]
 
 
@@ -250,6 +251,15 @@ def actor_critic(
         return Network(*functional(lambda rngs: ActorCritic(*sizes, rngs)))
     init, apply = functional(lambda rngs: RecurrentActorCritic(*sizes, memory, rngs))
     return Network(init, apply, lambda batch: jnp.zeros((batch, memory)))
+
+
+def widen(params: Params, log_std: Scalar) -> Params:
+    """Adds to the logarithm of a Gaussian policy's standard deviation; leaves the rest alone."""
+
+    def one(path, x):
+        return x + log_std if jax.tree_util.keystr(path[-1:], simple=True) == "log_std" else x
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def unroll(network: Network, params: Params, carry: PyTree, observation: Array, reset: Array):

@@ -34,6 +34,7 @@ __all__ = [
     "evaluate",
     "remember",
     "setup",
+    "standardized",
     "start",
     "step_limit",
     "unroll",
@@ -224,9 +225,12 @@ def advantages(
         jnp.asarray(trajectory.terminated | trajectory.truncated, bool),
     )
     target = advantage + v_tm1
-    if standardize:
-        advantage = (advantage - jnp.mean(advantage)) / (jnp.std(advantage) + 1e-8)
-    return advantage, target
+    return standardized(advantage) if standardize else advantage, target
+
+
+def standardized(x: Array) -> Array:
+    """Shifts and scales an array to mean 0 and deviation 1 over all its elements."""
+    return (x - jnp.mean(x)) / (jnp.std(x) + 1e-8)
 
 
 def start(key: Key, env: VectorEnvironment, env_params: PyTree, carry: PyTree = ()) -> Actor:
@@ -287,7 +291,7 @@ def episode_metrics(trajectory: Trajectory, mask: Array | None = None) -> Metric
 
 def remember(episodes: Episodes, trajectory: Trajectory) -> Episodes:
     """Adds the episodes that ended in a trajectory, in the order of time."""
-    done = jnp.reshape(trajectory.terminated | trajectory.truncated, -1)
+    done = jnp.asarray(trajectory.terminated | trajectory.truncated, bool).reshape(-1)
     ended = jnp.sum(done, dtype=jnp.int32)
     # The newest goes to the last place; those that do not fit fall off the front.
     place = RECENT - ended + jnp.cumsum(done, dtype=jnp.int32) - 1

@@ -220,18 +220,20 @@ def train_epochs(
     hp: PyTree,
     epochs: int,
     minibatches: int,
+    prepare: Callable[[PyTree], PyTree] = lambda part: part,
 ) -> tuple[TrainState, Metrics]:
     """Passes `epochs` times over a batch in freshly shuffled minibatches, one step for each.
 
-    Returns the metrics of every step, [epochs, minibatches]. Raises ValueError if `minibatches`
-    does not divide the leading axis of the batch: no example is silently dropped.
+    `prepare` is for columns that couple the examples of a minibatch. Returns the metrics of every
+    step, [epochs, minibatches]. Raises ValueError if `minibatches` does not divide the leading
+    axis of the batch: no example is silently dropped.
     """
     examples = jax.tree.leaves(batch)[0].shape[0]
     if examples % minibatches:
         raise ValueError(f"minibatches={minibatches} does not divide the {examples} examples")
 
     def one(state, part):
-        state, loss = train_step(state, part, hp)
+        state, loss = train_step(state, prepare(part), hp)
         return state, loss.metrics
 
     def epoch(state, key):

@@ -40,7 +40,6 @@ CONFIG = ppo.Config(
     minibatches=32,
     total_steps=1_000_000,
     hidden=(64, 64),
-    normalize_advantage=True,
     normalize_observation=True,
     diagnostics=True,
     eval_episodes=100,

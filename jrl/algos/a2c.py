@@ -190,4 +190,5 @@ def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.L
     batch = prepare(setup, state.train, state.actor.carry, trajectory, hp)
     learner, loss = train_step(state.train, batch, hp)
     sums = {**loss.metrics, **rollout.episode_metrics(trajectory)}
-    return rollout.Learner(learner, actor, state.iteration + 1, state.key), sums
+    episodes = rollout.remember(state.episodes, trajectory)
+    return rollout.Learner(learner, actor, state.iteration + 1, state.key, episodes), sums

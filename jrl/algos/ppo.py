@@ -25,11 +25,11 @@ from flax import struct
 
 from jrl import metrics as stats
 from jrl import networks, rollout, train, tree
-from jrl.envs.wrappers import normalize_reward
+from jrl.envs.wrappers import clip_action, normalize_reward
 from jrl.losses import policy_gradient, trust_region, value
 from jrl.types import Algorithm, Leaf, check_sizes
 
-__all__ = ["Batch", "Config", "Hyper", "make", "make_objective", "optimizer"]
+__all__ = ["Batch", "Config", "Hyper", "behaviour", "make", "make_objective", "optimizer"]
 
 
 class Hyper(struct.PyTreeNode):
@@ -61,8 +61,19 @@ class Hyper(struct.PyTreeNode):
     """Largest global norm of the gradient; inf for any."""
     adam_eps: Leaf = 1e-5
     """Epsilon of Adam."""
+    standardize: Leaf = 1.0
+    """1 standardises advantages over the batch, 2 over each minibatch, 0 not at all."""
+    log_std: Leaf = 0.0
+    """Logarithm of the standard deviation of the first policy, where actions are continuous."""
+    clip_action: Leaf = 0.0
+    """1 clips actions to the bounds of their space before the environment sees them."""
+    scale_reward: Leaf = 1.0
+    """0 leaves rewards as they are; matters with config.normalize_reward."""
+    filter_observation: Leaf = 1.0
+    """0 shows the network raw observations; matters with config.normalize_observation, as do the
+    next three."""
     observation_clip: Leaf = 10.0
-    """Largest size of a standardised observation; matters with config.normalize_observation."""
+    """Largest size of a standardised observation."""
     observation_floor: Leaf = 1e-8
     """Least variance that observations are standardised by."""
     observe_first: Leaf = 0.0
@@ -94,8 +105,6 @@ class Config:
     """Widths of the hidden layers."""
     memory: int = dataclasses.field(default=0, metadata={"may_be_zero": True})
     """Units of the GRU; 0 for a network without memory."""
-    normalize_advantage: bool = True
-    """Standardise advantages over the batch."""
     normalize_observation: bool = False
     """Standardise observations by running statistics, updated once per iteration."""
     diagnostics: bool = False
@@ -188,9 +197,8 @@ def prepare(setup: rollout.Setup, state: train.TrainState, carry, trajectory, hp
     old, v_tm1, v_t = rollout.critic(setup.network, state.params, carry, trajectory, encode)
     ends = trajectory.truncated & (hp.time_limit_ends > 0)
     trajectory = trajectory.replace(terminated=trajectory.terminated | ends)
-    advantage, target = rollout.advantages(
-        trajectory, v_tm1, v_t, hp.gamma, hp.gae_lambda, setup.config.normalize_advantage
-    )
+    advantage, target = rollout.advantages(trajectory, v_tm1, v_t, hp.gamma, hp.gae_lambda, False)
+    advantage = _standardize(advantage, hp.standardize == 1)
     observation = encode(trajectory.observation)
     columns = Batch(
         observation, trajectory.reset, (), trajectory.action, old, advantage, target, v_tm1
@@ -222,9 +230,7 @@ def make(
     train_step = train.make_train_step(grad_fn, optimizer(config))
 
     def evaluate(state, key, hp):
-        encode = _encoder(setup, state.train.extra, hp)
-        policy = setup.policy(state.train.params, config.eval_greedy, encode)
-        return setup.evaluate(key, policy)
+        return setup.evaluate(key, behaviour(setup, state.train, hp, config.eval_greedy))
 
     return Algorithm(
         functools.partial(_init, setup),
@@ -243,14 +249,15 @@ def _init(setup: rollout.Setup, key, hp):
     if setup.config.normalize_observation:
         shape = setup.env.observation_space(setup.env_params).shape
         extra["observation"] = stats.RunningStatistics.zeros(shape)
-    return setup.init(key, optimizer(setup.config), hp, extra, _training_env(setup, hp))
+    learner = setup.init(key, optimizer(setup.config), hp, extra, _training_env(setup, hp))
+    params = networks.widen(learner.train.params, hp.log_std)
+    return learner.replace(train=learner.train.replace(params=params))
 
 
 def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.Learner, hp):
     config, network, learner = setup.config, setup.network, state.train
     rollout_key, shuffle_key = jax.random.split(jax.random.fold_in(state.key, state.iteration))
-    policy = setup.policy(learner.params, encode=_encoder(setup, learner.extra, hp))
-    env = _training_env(setup, hp)
+    policy, env = behaviour(setup, learner, hp), _training_env(setup, hp)
     actor, trajectory = rollout.unroll(
         rollout_key, env, setup.env_params, policy, state.actor, config.num_steps
     )
@@ -258,7 +265,14 @@ def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.L
     learner = learner.replace(extra=tree.select(hp.observe_first > 0, after, before))
     batch = prepare(setup, learner, state.actor.carry, trajectory, hp)
     learner, steps = train.train_epochs(
-        train_step, learner, batch, shuffle_key, hp, config.epochs, config.minibatches
+        train_step,
+        learner,
+        batch,
+        shuffle_key,
+        hp,
+        config.epochs,
+        config.minibatches,
+        lambda part: part.replace(advantage=_standardize(part.advantage, hp.standardize == 2)),
     )
     new = rollout.apply(network, learner.params, batch)[0]
     kl = batch.old.kl(new)
@@ -296,16 +310,34 @@ def _norms(sums):
     return jnp.where(weight > 0, total, jnp.inf)
 
 
+def behaviour(
+    setup: rollout.Setup, learner: train.TrainState, hp: Hyper, greedy: bool = False
+) -> rollout.Policy:
+    """Makes the policy of a state of the training: what acts, or with `greedy` its mode."""
+    return setup.policy(learner.params, greedy, _encoder(setup, learner.extra, hp))
+
+
+def _standardize(advantage, on):
+    return jnp.where(on, rollout.standardized(advantage), advantage)
+
+
 def _training_env(setup: rollout.Setup, hp):
-    return normalize_reward(setup.batch, hp.gamma) if setup.config.normalize_reward else setup.batch
+    env = clip_action(setup.batch, hp.clip_action)
+    if setup.config.normalize_reward:
+        env = normalize_reward(env, hp.gamma, on=hp.scale_reward)
+    return env
 
 
 def _encoder(setup: rollout.Setup, extra, hp):
     if not setup.config.normalize_observation:
         return lambda observation: observation
-    return functools.partial(
-        stats.normalize, extra["observation"], clip=hp.observation_clip, floor=hp.observation_floor
-    )
+
+    def encode(x):
+        statistics = extra["observation"]
+        scaled = stats.normalize(statistics, x, hp.observation_clip, hp.observation_floor)
+        return jnp.where(hp.filter_observation > 0, scaled, x)
+
+    return encode
 
 
 def _observe(setup: rollout.Setup, extra, trajectory):

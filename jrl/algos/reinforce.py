@@ -222,4 +222,5 @@ def _iterate(setup: rollout.Setup, train_step: train.TrainStep, state: rollout.L
             jnp.float32(setup.config.num_envs),
         ),
     }
-    return rollout.Learner(learner, end, state.iteration + 1, state.key), sums
+    episodes = rollout.remember(state.episodes, trajectory)
+    return rollout.Learner(learner, end, state.iteration + 1, state.key, episodes), sums

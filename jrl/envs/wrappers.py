@@ -20,6 +20,7 @@ from jrl.types import Key, Leaf, PyTree, Scalar
 __all__ = [
     "VectorEnvironment",
     "auto_reset",
+    "clip_action",
     "episode_statistics",
     "normalize_observation",
     "normalize_reward",
@@ -246,15 +247,33 @@ def normalize_observation(env: VectorEnvironment, clip: float = 10.0) -> VectorE
     return env._replace(reset=reset, advance=advance)
 
 
+def clip_action(env: VectorEnvironment, on: Scalar = 1.0) -> VectorEnvironment:
+    """Clips actions to the bounds of a `Box` action space; leaves discrete ones alone.
+
+    `on`, which may be traced, is 1 to clip and 0 to let actions through.
+    """
+
+    def advance(noise, state, action, params):
+        space = env.action_space(params)
+        if hasattr(space, "low"):
+            bounds = (jnp.asarray(space.low), jnp.asarray(space.high))
+            low, high = (jnp.broadcast_to(bound, action.shape) for bound in bounds)
+            action = jnp.where(on > 0, jnp.clip(action, low, high), action)
+        return env.advance(noise, state, action, params)
+
+    return env._replace(advance=advance)
+
+
 def normalize_reward(
-    env: VectorEnvironment, gamma: Scalar, clip: float = 10.0
+    env: VectorEnvironment, gamma: Scalar, clip: float = 10.0, on: Scalar = 1.0
 ) -> VectorEnvironment:
     """Divides rewards by the running standard deviation of the discounted return so far.
 
         G_t = gamma (1 - done_{t-1}) G_{t-1} + r_t,   r_t <- clip(r_t / std(G), +-clip)
 
     The mean is not subtracted: that would change the task. As in OpenAI baselines'
-    `VecNormalize` (https://github.com/openai/baselines).
+    `VecNormalize` (https://github.com/openai/baselines). `on`, which may be traced, is 1 to divide
+    and 0 to let rewards through.
     """
 
     def reset(key, params):
@@ -272,6 +291,7 @@ def normalize_reward(
         scaled = reward * jax.lax.rsqrt(statistics.variance + 1e-8)
         own = (statistics, jnp.where(terminated | truncated, 0.0, returns))
         state = Wrapped(inner, own)
-        return observation, state, jnp.clip(scaled, -clip, clip), terminated, truncated, info
+        reward = jnp.where(on > 0, jnp.clip(scaled, -clip, clip), reward)
+        return observation, state, reward, terminated, truncated, info
 
     return env._replace(reset=reset, advance=advance)

@@ -119,7 +119,7 @@ def test_the_first_ratio_is_one():
 
 @pytest.mark.parametrize("truncated", [False, True])
 def test_truncation_bootstraps_and_termination_does_not(truncated):
-    setup = rollout.setup(cartpole.make(), dataclasses.replace(SMALL, normalize_advantage=False))
+    setup, hp = rollout.setup(cartpole.make(), SMALL), dataclasses.replace(HYPER, standardize=0.0)
     algorithm = ppo.make(cartpole.make(), SMALL)
     state = jax.jit(algorithm.init)(jax.random.key(0), HYPER)
     flag = jnp.ones((1, 4), bool)
@@ -135,7 +135,7 @@ def test_truncation_bootstraps_and_termination_does_not(truncated):
         final_observation=observation[1],
         info={},
     )
-    batch = jax.jit(lambda: ppo.prepare(setup, state.train, (), step, HYPER))()
+    batch = jax.jit(lambda: ppo.prepare(setup, state.train, (), step, hp))()
     (_, v), _ = setup.network.apply(state.train.params, (), observation, jnp.zeros((2, 1, 4), bool))
     target = 1 + (HYPER.gamma * v[1, 0] if truncated else 0)
     np.testing.assert_allclose(batch.target, np.broadcast_to(target, 4), rtol=1e-5)
