@@ -1,7 +1,7 @@
 """What a task knows of a physics engine: start a state, step it, read it.
 
-    start(qpos, qvel) -> PhysicsState        pure jax
-    step(state, ctrl) -> PhysicsState        the engine: host.py, native.py or mjx.py
+    start(physics, qpos, qvel, ...) -> PhysicsState     pure jax
+    physics.step(state, ctrl) -> PhysicsState           the engine: native.py, host.py or mjx.py
 
 Everything above (observations, rewards, terminations, resets) is the same for every engine.
 
@@ -37,6 +37,7 @@ __all__ = [
     "engine_module",
     "load",
     "start",
+    "words",
 ]
 
 
@@ -101,13 +102,24 @@ class Model:
         return "cfrc_ext" in self.fields
 
 
+def words(qpos: Float[Array, " nq"], qvel: Float[Array, " nv"]) -> Array:
+    """Returns what MuJoCo goes on from at the start: its solver begins at no acceleration.
+
+    >>> words(jnp.ones(1), jnp.zeros(1)).tolist()
+    [0, 1072693248, 0, 0, 0, 0]
+    """
+    return doubles(jnp.concatenate([qpos, qvel, jnp.zeros_like(qvel)]))
+
+
 class Physics(NamedTuple):
-    """A model and the functions of its engine; `start` is the same for all engines."""
+    """A model and the functions of its engine."""
 
     model: Model
     step: Callable[[PhysicsState, Array], PhysicsState]
     forward: Callable[[PhysicsState], PhysicsState]
     """Reads a state that has not moved yet, where the readings do not follow from qpos alone."""
+    exact: Callable[[Array, Array], Leaf] = words
+    """(qpos, qvel) -> `PhysicsState.exact` of a simulation that begins."""
 
 
 def engine_module(name: str = "mujoco") -> Any:
@@ -132,11 +144,17 @@ def load(xml: str, fields: tuple[str, ...], frame_skip: int) -> Model:
     """
     mujoco = engine_module()
     path = _assets() / xml
-    mj = mujoco.MjModel.from_xml_path(str(path))
+    # Nobody here can heed a warning about Gymnasium's file, which would also leave a log file.
+    handler = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda text: None)
+    try:
+        mj = mujoco.MjModel.from_xml_path(str(path))
+    finally:
+        mujoco.set_mju_user_warning(handler)
     data = mujoco.MjData(mj)
     layout = {name: getattr(data, name).shape for name in fields}
-    words = repr((path.read_bytes(), fields, frame_skip, mujoco.__version__)).encode()
-    digest = int.from_bytes(hashlib.sha256(words).digest()[:7])
+    named = repr((path.read_bytes(), fields, frame_skip, mujoco.__version__)).encode()
+    digest = int.from_bytes(hashlib.sha256(named).digest()[:7])
     return Model(mj, fields, layout, frame_skip, digest)
 
 
@@ -150,13 +168,12 @@ def _assets() -> pathlib.Path:
     return pathlib.Path(spec.origin).parent / "envs" / "mujoco" / "assets"
 
 
-def start(model: Model, qpos: Array, qvel: Array, derived: dict[str, Array]) -> PhysicsState:
+def start(body: Physics, qpos: Array, qvel: Array, derived: dict[str, Array]) -> PhysicsState:
     """Makes the state of a simulation that begins; what `derived` lacks reads as zero."""
     known = {"qpos": qpos, "qvel": qvel, **derived}
-    parts = [jnp.asarray(known.get(k, jnp.zeros(s))) for k, s in model.layout.items()]
+    parts = [jnp.asarray(known.get(k, jnp.zeros(s))) for k, s in body.model.layout.items()]
     high = jnp.concatenate([part.reshape(-1) for part in parts])
-    exact = doubles(jnp.concatenate([qpos, qvel, jnp.zeros(model.mj.nv)]))
-    return PhysicsState(exact, high, jnp.zeros_like(high))
+    return PhysicsState(body.exact(qpos, qvel), high, jnp.zeros_like(high))
 
 
 def doubles(x: Float[Array, " n"]) -> Array:

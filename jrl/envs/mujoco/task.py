@@ -64,7 +64,7 @@ def engine(task: Task, kind: Engine = "auto") -> Physics:
     if kind == "mjx":
         from jrl.envs.mujoco import mjx
 
-        return mjx.make(model)
+        return mjx.make(model, task.name)
     from jrl.envs.mujoco import host, native
 
     if kind == "native" or (kind == "auto" and native.available()):
@@ -83,7 +83,7 @@ def environment(task: Task, kind: Engine = "auto") -> Environment:
 
     def reset(key: Key, params: PyTree) -> tuple[Array, State]:
         qpos, qvel, derived = task.draw(key, qpos0, jnp.zeros(model.mj.nv), params)
-        inner = physics.start(model, qpos, qvel, derived)
+        inner = physics.start(body, qpos, qvel, derived)
         if task.forward:
             inner = body.forward(inner)
         return task.observe(Readings(inner, model.layout)), State(inner, jnp.int32(0))
