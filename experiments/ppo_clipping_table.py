@@ -9,26 +9,16 @@ Command: jrl run experiments/ppo_clipping_table.py          (about two hours on 
 """
 
 import dataclasses
-import json
-import os
 import pathlib
-import platform
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from ppo_clipping import settings, table
+from ppo_clipping import settings, table, training
 
 from jrl.algos import ppo
 from jrl.envs.mujoco.task import Engine
 from jrl.experiment import Experiment
-from jrl.run_directory import RunDirectory
 
 __all__ = ["ClippingTable", "experiment"]
-
-QUANTITIES = ("kl", "kl_q99", "ratio_q1", "ratio_q99", "grad_norm_q50", "grad_norm_q99", "kl_beta")
-"""Metrics that a result keeps, as medians over the points of each run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +53,7 @@ class ClippingTable:
 
     def validate(self) -> None:
         """Raises ValueError with one line that names the field and the fix."""
-        for name in self.environments:
-            if name not in settings.ENVIRONMENTS:
-                known = ", ".join(settings.ENVIRONMENTS)
-                raise ValueError(f"environments: no {name!r}, choose from {known}")
-        if not self.environments or len(set(self.environments)) < len(self.environments):
-            raise ValueError("environments: name one or more, each once")
+        settings.check(self.environments)
         for name in self.whole().environments:
             self.whole().training(name).validate()
 
@@ -109,94 +94,26 @@ class ClippingTable:
             file = directory / f"{name}.json"
             if file.exists():
                 continue
-            print(name, flush=True)
-            training = whole.training(name)
-            place, command = directory / "training" / name, f"jrl resume {directory}"
-            summary = training.run(place, resume=True, command=command)
+            population = whole.training(name)
+            summary = training.train(population, directory)
             if not summary["finished"]:
                 return {"finished": False, "environment": name, "step": summary["step"]}
-            result = whole.result(name, RunDirectory(place), summary)
-            scratch = file.with_suffix(".tmp")
-            scratch.write_text(json.dumps(result, allow_nan=False) + "\n")
-            scratch.replace(file)
+            env = settings.environment(name, self.engine)
+            result = {
+                **training.facts(population, env, directory),
+                "protocol": self.protocol(),
+                **training.circumstances(summary),
+                "settings": training.entries(population, directory),
+            }
+            training.save(file, result)
             table.write(directory, directory)
         return {"finished": True, **table.write(directory, directory)}
-
-    def result(self, name: str, run: RunDirectory, summary: dict[str, Any]) -> dict[str, Any]:
-        """What is kept of one environment: scores, curves and what the checks saw."""
-        rows = run.rows()
-        steps = sorted({row["step"] for row in rows})
-        entries = []
-        for label, setting in settings.SETTINGS.items():
-            hyper = dataclasses.replace(self.hyper, **setting)
-            runs = [
-                [row["means"] for row in rows if (row["setting"], row["seed"]) == (label, seed)]
-                for seed in range(self.seed, self.seed + self.seeds)
-            ]
-            entry = {
-                "name": label,
-                "clip_eps": None if np.isinf(hyper.clip_eps) else hyper.clip_eps,
-                "kl_beta": hyper.kl_beta,
-                "kl_target": hyper.kl_target,
-                "adaptive": bool(hyper.kl_adapt),
-                "scores": [points[-1]["eval/return"] for points in runs],
-                "curves": [[_short(x["eval/return"]) for x in points] for points in runs],
-                "skipped": [float(np.mean([x["skipped"] for x in points])) for points in runs],
-                "medians": {key: [_median(points, key) for points in runs] for key in QUANTITIES},
-            }
-            entries.append(entry)
-        random = self.random_score(name)
-        return {
-            "env": settings.environment(name, self.engine).name,
-            "steps": summary["steps"],
-            "seeds": list(range(self.seed, self.seed + self.seeds)),
-            "random_score": random,
-            "random_episodes": self.config.eval_episodes * self.seeds,
-            "protocol": self.protocol(),
-            "settings": entries,
-            "curve_steps": steps,
-            "machine": _machine(),
-            "hours": summary["seconds"] / 3600,
-            "steps_per_second": summary["steps_per_second"],
-            "versions": summary["versions"],
-            "git_commit": summary["git_commit"],
-        }
-
-    def random_score(self, name: str) -> float:
-        """Mean return of the untrained policies of all seeds, 100 episodes each."""
-        env = settings.environment(name, self.engine)
-        random = ppo.make(
-            env, dataclasses.replace(self.config, num_envs=1, normalize_observation=False)
-        )
-
-        def play(seed):
-            key = jax.random.key(seed)
-            score, count = random.evaluate(random.init(key, self.hyper), key, self.hyper)["return"]
-            return score / count
-
-        seeds = jnp.arange(self.seed, self.seed + self.seeds)
-        return float(np.mean(jax.jit(jax.vmap(play))(seeds)))
 
     def protocol(self) -> str:
         """Says in words whether this is the paper's protocol."""
         if (self.config, self.hyper) == (settings.CONFIG, settings.HYPER):
             return "paper"
         return f"not the paper's: {self.config} {self.hyper}"
-
-
-def _short(x: float | None) -> float | None:
-    return None if x is None else float(f"{x:.6g}")
-
-
-def _median(points: list[dict[str, Any]], key: str) -> float | None:
-    values = [np.inf if x[key] is None else x[key] for x in points]
-    median = float(np.median(values))
-    return _short(median) if np.isfinite(median) else None
-
-
-def _machine() -> str:
-    names = {device.device_kind for device in jax.devices()}
-    return f"{os.cpu_count()} cores, {platform.machine()}; jax devices: {', '.join(sorted(names))}"
 
 
 experiment = ClippingTable()

@@ -38,7 +38,18 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
-PACKAGES = ("jrl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "chex", "numpy")
+PACKAGES = (
+    "jrl",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "chex",
+    "numpy",
+    "mujoco",
+    "gymnasium",
+)
 
 
 class UsageError(ValueError):

@@ -9,7 +9,16 @@ from jrl.envs.environment import Environment
 from jrl.envs.mujoco.task import Engine
 from jrl.types import Algorithm
 
-__all__ = ["CONFIG", "ENVIRONMENTS", "HYPER", "SETTINGS", "algorithm", "environment"]
+__all__ = [
+    "CONFIG",
+    "ENVIRONMENTS",
+    "HYPER",
+    "SETTINGS",
+    "algorithm",
+    "check",
+    "environment",
+    "network",
+]
 
 ENVIRONMENTS = {
     "InvertedPendulum": "inverted_pendulum",
@@ -60,18 +69,31 @@ HYPER = ppo.Hyper(
 )
 
 
+def check(names: tuple[str, ...]) -> None:
+    """Raises ValueError unless the names are environments, each once."""
+    for name in names:
+        if name not in ENVIRONMENTS:
+            raise ValueError(f"environments: no {name!r}, choose from {', '.join(ENVIRONMENTS)}")
+    if not names or len(set(names)) < len(names):
+        raise ValueError("environments: name one or more, each once")
+
+
 def environment(name: str, engine: Engine = "auto") -> Environment:
     """Makes one of the environments."""
     return importlib.import_module(f"jrl.envs.mujoco.{ENVIRONMENTS[name]}").make(engine)
 
 
-def algorithm(env: Environment, config: ppo.Config) -> Algorithm:
-    """Makes PPO whose evaluation is the mean return of the last 100 episodes of training."""
+def network(env: Environment, config: ppo.Config, initializer: str = "normc") -> networks.Network:
+    """Makes the networks of policy and value, begun as ppo1 does."""
     spaces = (space(env.default_params) for space in (env.observation_space, env.action_space))
-    network = networks.actor_critic(
-        *spaces, config.hidden, memory=config.memory, initializer="normc"
+    return networks.actor_critic(
+        *spaces, config.hidden, memory=config.memory, initializer=initializer
     )
-    trained = ppo.make(env, config, network=network)
+
+
+def algorithm(env: Environment, config: ppo.Config, initializer: str = "normc") -> Algorithm:
+    """Makes PPO whose evaluation is the mean return of the last 100 episodes of training."""
+    trained = ppo.make(env, config, network=network(env, config, initializer))
 
     def evaluate(state: rollout.Learner, key, hp):
         return state.episodes.metrics()
