@@ -139,7 +139,7 @@ def test_a_setting_without_any_run_in_an_environment_has_no_score(tmp_path):
     summary = table.write(save(tmp_path, hopper, TWO[1]), tmp_path)
     none = summary["settings"]["none"]
     assert none["ours"] is none["interval"] is none["rank"] is summary["gap"] is None
-    assert list(summary["bars"]) == ["rank of clip0.2"]
+    assert summary["bars"] == {}
     json.dumps(summary, allow_nan=False)
 
 
@@ -155,11 +155,11 @@ def test_an_environment_that_nothing_learned_is_left_out(tmp_path):
 def test_bars_of_the_whole_table(tmp_path):
     summary = table.summarise(read(save(tmp_path, *whole())))
     assert [reached for _, _, reached in summary["bars"].values()] == [True] * 4
-    assert summary["bars"]["rank of clip0.2"] == (1, 1, True)
-    value, bar, _ = summary["bars"]["rank correlation with the paper"]
-    assert value == summary["spearman"] > bar
-    gap, _ = summary["gap_interval"]
-    assert summary["bars"]["clip0.2 minus none, lower bound"] == (gap, 0, True)
+    assert summary["bars"]["rank of clip0.2"] == (1, 3, True)
+    assert summary["bars"]["rank correlation with the paper"] == (summary["spearman"], 0.5, True)
+    assert summary["bars"]["clip0.2 minus none"] == (summary["gap"], 0.3, True)
+    low, high = summary["gap_interval"]
+    assert low < summary["gap"] < high
     assert summary["coverage"].startswith("7 of 7 environments (HalfCheetah, Hopper,")
     assert "3 seeds, 6,144 steps each" in summary["coverage"]
 
@@ -168,9 +168,38 @@ def test_bars_that_are_missed(tmp_path):
     text = (
         json.dumps(TWO[0]).replace("none", "x").replace("clip0.2", "none").replace("x", "clip0.2")
     )
-    bars = table.summarise(read(save(tmp_path, json.loads(text))))["bars"]
-    assert bars["rank of clip0.2"] == (2, 1, False) and bars["settings below none"] == (1, 0, False)
-    assert bars["clip0.2 minus none, lower bound"][2] is False
+    summary = table.summarise(read(save(tmp_path, json.loads(text))))
+    gap = pytest.approx((15 - 85) / 100)
+    assert summary["bars"] == {
+        "settings below none": (1, 0, False),
+        "clip0.2 minus none": (gap, 0.3, False),
+    }
+    assert "- settings below none: 1 (at most 0: missed)" in table.to_markdown(summary)
+
+
+@pytest.mark.parametrize(("rank", "reached"), [(3, True), (4, False)])
+def test_clip_is_among_the_best_three(rank, reached, tmp_path):
+    names = [name for name in PAPER if name != "clip0.2"]
+    scores = {name: [float(i)] for i, name in enumerate(names)} | {"clip0.2": [10.5 - rank]}
+    bars = table.summarise(read(save(tmp_path, result("Hopper-v5", scores))))["bars"]
+    assert bars["rank of clip0.2"] == (rank, 3, reached)
+
+
+def test_raw_scores_are_held_against_published_ones(tmp_path):
+    million = [data | {"steps": 1_001_472} for data in whole()]
+    million[4]["settings"][2]["scores"] = [-6.0, -7.0, None]
+    summary = table.summarise(read(save(tmp_path, *million)))
+    raw = {name: x for name, x in summary["bars"].items() if name.endswith(", clip0.2")}
+    assert list(raw) == [f"{name}, clip0.2" for name in ENVIRONMENTS]
+    assert raw["Reacher, clip0.2"] == (-6.5, -7, True)
+    value, bar, reached = raw["Walker2d, clip0.2"]
+    assert value == summary["raw"]["Walker2d"]["means"]["clip0.2"] and (bar, reached) == (
+        1200,
+        False,
+    )
+    text = table.to_markdown(summary)
+    assert "- Reacher, clip0.2: -6.50 (at least -7: reached)" in text
+    assert f"- Walker2d, clip0.2: {value:.0f} (at least 1200: missed)" in text
 
 
 def test_partial_results_say_so(tmp_path):
@@ -180,7 +209,7 @@ def test_partial_results_say_so(tmp_path):
     assert text.startswith(
         "2 of 7 environments (HalfCheetah, Hopper), 2 of 11 settings, 2 seeds, 6,144 steps each.\n"
     )
-    assert "over all 7 environments" in text and "too narrow" in text
+    assert "for all 7 environments" in text and "too narrow" in text
     single = [result("Reacher-v5", {"none": [-9.5], "clip0.2": [-5.25]}, random=-43.0)]
     (tmp_path / "one").mkdir()
     summary = table.summarise(read(save(tmp_path / "one", *single)))
