@@ -1,20 +1,23 @@
 """Whole runs as one program: over a mesh, in parts, for many members at once."""
 
 import functools
+import math
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jrl import loop, metrics, train, tree
 from jrl.algos import ppo
 from jrl.envs import cartpole
 from jrl.experiment import Experiment
-from jrl.types import Algorithm
+from jrl.types import Algorithm, Leaf
 
 MEMBERS = 8
 KEYS = jax.random.split(jax.random.key(0), MEMBERS)
@@ -211,3 +214,75 @@ def test_close_settings_have_different_names():
     ).plan()
     labels = [label for label, _ in plan.settings]
     assert labels == ["clip_eps=0.1", "clip_eps=0.12345678", "clip_eps=0.12345679"]
+
+
+# --- more members than the devices divide ---
+
+
+@pytest.mark.parametrize(
+    ("members", "devices"), [(1, 1), (2, 2), (8, 8), (9, 5), (10, 5), (16, 8), (33, 7)]
+)
+def test_every_device_of_a_mesh_has_something_to_do(members, devices):
+    found = loop.make_mesh(members).size
+    assert found == devices
+    # As fast as all eight devices, and with one device less it would not be.
+    share = math.ceil(members / 8)
+    assert (found - 1) * share < members <= found * share
+
+
+def test_populations_are_filled_up_and_cut():
+    keys = jax.random.split(KEYS[0], 5)
+    tree_ = {"key": keys, "x": jnp.arange(10.0).reshape(5, 2)}
+    filled = loop.resize(tree_, 7)
+    np.testing.assert_array_equal(filled["x"][5:], [[8, 9], [8, 9]])
+    equal(loop.resize(filled, 5), tree_)
+    equal(loop.resize(tree_, 5), tree_)
+    placed = loop.place(tree_, 5, loop.make_mesh(5, 4))
+    assert placed["x"].shape == (8, 2) and placed["x"].sharding.num_devices == 4
+
+
+class Rate(struct.PyTreeNode):
+    rate: Leaf = 0.1
+
+
+def five(devices):
+    """Five learners of the mean, which differ only in their seeds."""
+    algorithm = noise()
+
+    def make(config):
+        return algorithm._replace(
+            init=lambda key, hp: algorithm.init(key, hp.rate),
+            iterate=lambda state, hp: algorithm.iterate(state, hp.rate),
+        )
+
+    return Experiment(
+        "noise",
+        make,
+        None,
+        Rate(),
+        steps=64,
+        seeds=5,
+        points=4,
+        checkpoint_every=1,
+        devices=devices,
+    )
+
+
+def finals(summary):
+    return [setting["final"]["eval/error"]["mean"] for setting in summary["settings"]]
+
+
+def test_five_members_on_four_devices_are_the_five_of_one_device(tmp_path):
+    one, four = (five(n).run(tmp_path / str(n), quiet=True) for n in (1, 4))
+    assert one["population"] == four["population"] == 5 and four["devices"] == 4
+    assert four["settings"][0]["final"]["eval/error"]["n"] == 5
+    assert finals(one) == pytest.approx(finals(four), rel=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
+    whole = five(1).run(tmp_path / "whole", quiet=True)
+    five(4).run(tmp_path / "half", quiet=True)
+    (tmp_path / "half" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "half" / "checkpoints" / "4")
+    half = five(2).run(tmp_path / "half", resume=True, quiet=True)
+    assert finals(half) == pytest.approx(finals(whole), rel=1e-5)

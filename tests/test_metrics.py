@@ -85,3 +85,11 @@ def test_a_value_that_is_not_finite_is_forgotten():
     statistics = metrics.update(metrics.RunningStatistics.zeros(), jnp.array([1.0, 3.0]))
     after = metrics.update(statistics, jnp.array([jnp.nan, 1.0]))
     assert after.mean == 2 and after.count == 2
+
+
+def test_a_small_variance_counts_as_the_floor():
+    statistics = metrics.update(metrics.RunningStatistics.zeros(), jnp.array([1.0, 1.0]))
+    assert metrics.normalize(statistics, jnp.float32(1.5), 5.0, 0.01) == pytest.approx(5.0)
+    assert metrics.normalize(statistics, jnp.float32(1.2), 5.0, 0.01) == pytest.approx(
+        2.0, rel=1e-5
+    )

@@ -148,3 +148,28 @@ def test_functional_goes_through_every_transformation():
     np.testing.assert_allclose(outputs[2], apply(init(keys[2]), x), rtol=1e-6)
     grads = jax.grad(lambda p: apply(p, x).sum())(init(KEY))
     np.testing.assert_allclose(grads["kernel"], np.full((3, 2), 5.0))
+
+
+def test_normc_makes_the_weights_of_every_unit_one_length():
+    spaces = Box(-1.0, 1.0, (5,)), Box(-1.0, 1.0, (2,))
+    network = networks.actor_critic(*spaces, (7, 6), initializer="normc")
+    params = jax.jit(jax.vmap(network.init))(jax.random.split(jax.random.key(0), 3))
+    for head, last in (("policy", 0.01), ("value", 1.0)):
+        layers = params[head]["layers"]
+        for i, length in enumerate((1.0, 1.0, last)):
+            lengths = jnp.linalg.norm(layers[i]["kernel"], axis=1)
+            np.testing.assert_allclose(lengths, jnp.full_like(lengths, length), rtol=1e-5)
+            assert not layers[i]["bias"].any()
+
+
+def test_an_unknown_initializer_names_the_known_ones():
+    with pytest.raises(ValueError, match="initializer must be one of orthogonal, normc, got 'x'"):
+        networks.actor_critic(Box(-1.0, 1.0, (3,)), Discrete(2), initializer="x")
+
+
+def test_widening_moves_the_deviation_only():
+    network = networks.actor_critic(Box(-1.0, 1.0, (3,)), Box(-1.0, 1.0, (2,)), (4,))
+    params = network.init(jax.random.key(0))
+    wide = networks.widen(params, -1.5)
+    np.testing.assert_array_equal(wide["head"]["log_std"], np.full(2, -1.5, np.float32))
+    jax.tree.map(np.testing.assert_array_equal, {**wide, "head": 0}, {**params, "head": 0})

@@ -1,5 +1,6 @@
 """Acting: a scan against a Python loop, exact returns, values on both sides of an episode's end."""
 
+import collections
 import functools
 
 import jax
@@ -211,3 +212,38 @@ def test_an_evaluation_without_an_end_is_refused():
 def test_a_batch_is_no_environment_for_a_learner():
     with pytest.raises(ValueError, match="is a batch already"):
         ppo.make(wrappers.vectorize(cartpole.make(), 2), ppo.Config())
+
+
+# --- the last hundred episodes ---
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 1.0])
+def test_the_last_hundred_episodes_are_those_of_a_queue(share):
+    rng_, queue, count = np.random.default_rng(0), collections.deque(maxlen=100), 0
+    episodes = rollout.Episodes.none()
+    remember = jax.jit(rollout.remember)
+    for _ in range(6):
+        returns = rng_.normal(size=(30, 5)).astype(np.float32)
+        ended = rng_.random((2, 30, 5)) < share / 2
+        step = rollout.Trajectory(
+            observation=(),
+            reset=(),
+            action=(),
+            recorded=(),
+            reward=(),
+            terminated=jnp.asarray(ended[0]),
+            truncated=jnp.asarray(ended[1]),
+            final_observation=(),
+            info={"episode_return": jnp.asarray(returns)},
+        )
+        episodes = remember(episodes, step)
+        for value, done in zip(returns.ravel(), ended.any(0).ravel(), strict=True):
+            if done:
+                queue.append(value)
+                count += 1
+        assert int(episodes.count) == count
+        kept = np.asarray(episodes.returns)[100 - len(queue) :]
+        np.testing.assert_array_equal(kept, np.array(queue, np.float32))
+        total, known = jax.jit(lambda e: e.metrics())(episodes)["return"]
+        assert known == len(queue)
+        np.testing.assert_allclose(total, sum(queue), rtol=1e-4, atol=1e-4)

@@ -117,9 +117,10 @@ def test_the_first_ratio_is_one():
         np.testing.assert_allclose(means["policy_loss"], 0, atol=1e-6)  # mean advantage
 
 
-@pytest.mark.parametrize("truncated", [False, True])
-def test_truncation_bootstraps_and_termination_does_not(truncated):
-    setup, hp = rollout.setup(cartpole.make(), SMALL), dataclasses.replace(HYPER, standardize=0.0)
+@pytest.mark.parametrize(("truncated", "ends"), [(False, 0.0), (True, 0.0), (True, 1.0)])
+def test_truncation_bootstraps_unless_it_ends_and_termination_does_not(truncated, ends):
+    hp = dataclasses.replace(HYPER, standardize=0.0, time_limit_ends=ends)
+    setup = rollout.setup(cartpole.make(), SMALL)
     algorithm = ppo.make(cartpole.make(), SMALL)
     state = jax.jit(algorithm.init)(jax.random.key(0), HYPER)
     flag = jnp.ones((1, 4), bool)
@@ -137,7 +138,7 @@ def test_truncation_bootstraps_and_termination_does_not(truncated):
     )
     batch = jax.jit(lambda: ppo.prepare(setup, state.train, (), step, hp))()
     (_, v), _ = setup.network.apply(state.train.params, (), observation, jnp.zeros((2, 1, 4), bool))
-    target = 1 + (HYPER.gamma * v[1, 0] if truncated else 0)
+    target = 1 + (HYPER.gamma * v[1, 0] if truncated and not ends else 0)
     np.testing.assert_allclose(batch.target, np.broadcast_to(target, 4), rtol=1e-5)
     np.testing.assert_allclose(batch.advantage, target - v[0, 0], rtol=1e-4)
 
