@@ -1,7 +1,8 @@
-"""Pictures of the table: a bar for every setting, and how every environment was learned."""
+"""Pictures: a bar for every setting, learning curves, and what every detail of the method does."""
 
 import importlib.util
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["available", "curves", "png", "scores"]
+__all__ = ["available", "curves", "details", "png", "scores"]
 
 PAPER_COLOUR, OUR_COLOUR = "#B8B8B8", "#0072B2"
 
@@ -113,6 +114,85 @@ def curves(results: Results, coverage: str) -> "Figure":
         text += ": median and quartiles over seeds"
     figure.suptitle(f"{_wrap(coverage)}\n{text}", fontsize="small", x=0.99, ha="right")
     return figure
+
+
+def details(summary: dict, labels: Sequence[str]) -> "Figure":
+    """Draws the score of every run of every variant: a panel for each environment.
+
+    In each row a line of marks for each of the settings `labels`: a ring for a seed that collapsed,
+    a disc for another, a stroke for the mean.
+    """
+    variants, environments = summary["variants"], summary["environments"]
+    figure = _figure((3.0 + 3.0 * len(environments), 1.6 + 0.38 * len(variants)))
+    panels = figure.subplots(1, len(environments), sharey=True, squeeze=False)[0]
+    for axes, (environment, random) in zip(panels, environments.items(), strict=True):
+        axes.axvline(random, color="0.5", linewidth=1, linestyle=":", label="random policy")
+        for row, cells in enumerate(variants.values()):
+            if row % 2 == 0:
+                axes.axhspan(row - 0.5, row + 0.5, color="0.95", linewidth=0, zorder=0)
+            for i, label in enumerate(labels):
+                height = row + 0.26 * (i - (len(labels) - 1) / 2)
+                _marks(axes, cells.get(environment, {}).get(label), height, _colour(label))
+        everything = [x for cells in variants.values() for x in _scores(cells.get(environment))]
+        _wide(axes, everything, random)
+        axes.set_title(environment, fontsize="medium", weight="bold")
+        axes.set_xlabel("return of the last 100 episodes")
+        axes.tick_params(axis="y", length=0)
+        _quiet(axes, "x")
+    panels[0].set_yticks(range(len(variants)), list(variants))
+    panels[0].set_ylim(len(variants) - 0.5, -0.5)
+    _key(figure, panels[0], labels)
+    seeds = len(summary["seeds"])
+    text = f"{seeds} seed{'s' * (seeds > 1)}, {summary['steps']:,} steps each"
+    figure.suptitle(text, fontsize="small", x=0.99, ha="right")
+    return figure
+
+
+def _marks(axes: "Axes", runs: dict | None, height: float, colour: str) -> None:
+    known = [x for x in runs["scores"] if x is not None] if runs else []
+    if not runs or not known:
+        return
+    for score, lost in zip(runs["scores"], runs["collapsed"], strict=True):
+        if score is not None:
+            face = "none" if lost else colour
+            axes.plot(score, height, "o", color=colour, markerfacecolor=face, markersize=4.5)
+    axes.plot(np.mean(known), height, "|", color=colour, markersize=9, markeredgewidth=1.8)
+
+
+def _scores(cells: dict | None) -> list[float]:
+    runs = cells.values() if cells else ()
+    return [x for run in runs for x in run["scores"] if x is not None]
+
+
+def _wide(axes: "Axes", values: list[float], random: float) -> None:
+    """Shrinks what lies far below the random policy: a collapse may be a hundred times as large."""
+    best = max([*values, random])
+    if values and random - min(values) > 2 * (best - random):
+        axes.set_xscale("symlog", linthresh=max(abs(best), abs(random), 1.0), linscale=2)
+    else:
+        axes.locator_params(axis="x", nbins=5)
+    axes.margins(x=0.04)
+
+
+def _key(figure: "Figure", panel: "Axes", labels: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [panel.lines[0]]
+    for label in labels:
+        text = PAPER[label].short.replace("\n", " ")
+        handles.append(
+            Line2D([], [], marker="o", linestyle="none", color=_colour(label), label=text)
+        )
+    marks = {"mean": {"marker": "|"}, "collapsed": {"marker": "o", "markerfacecolor": "none"}}
+    for label, style in marks.items():
+        handles.append(Line2D([], [], linestyle="none", color="0.3", label=label, **style))
+    figure.legend(
+        handles=handles,
+        ncols=len(handles),
+        loc="outside lower center",
+        frameon=False,
+        fontsize="small",
+    )
 
 
 def _figure(size: tuple[float, float]) -> "Figure":

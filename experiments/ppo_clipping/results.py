@@ -8,10 +8,11 @@ import dataclasses
 import json
 import math
 import pathlib
+from collections.abc import Collection
 
 import numpy as np
 
-__all__ = ["ENVIRONMENTS", "FAMILIES", "PAPER", "Results", "Setting", "family", "read"]
+__all__ = ["ENVIRONMENTS", "FAMILIES", "PAPER", "Results", "Setting", "family", "load", "read"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +86,36 @@ def family(name: str) -> str:
 
 
 def read(directory: str | pathlib.Path) -> Results:
-    """Reads `<environment>.json` of every environment that is there.
+    """Reads Table 1: the results of every environment that is there, see `load`."""
+    data, notes = load(directory, PAPER)
+    files = list(data.values())
+    names = tuple(name for name in PAPER if name in files[0]["settings"])
+    return Results(
+        environments=tuple(data),
+        settings=names,
+        seeds=tuple(files[0]["seeds"]),
+        steps=files[0]["steps"],
+        random=np.array([x["random_score"] for x in files], float),
+        scores=np.array([[x["settings"][n]["scores"] for n in names] for x in files]),
+        curve_steps=tuple(x["curve_steps"] for x in files),
+        curves=tuple(np.array([x["settings"][n]["curves"] for n in names]) for x in files),
+        notes=notes,
+    )
 
-    Files whose name begins with a small letter are someone else's. Raises ValueError, one line
-    that names the file and the field, for a file that is no result and for files that differ in
-    what must be the same.
+
+def load(
+    directory: str | pathlib.Path, known: Collection[str]
+) -> tuple[dict[str, dict], tuple[str, ...]]:
+    """Reads `<environment>.json` of every environment that is there: {environment: content}, notes.
+
+    Files whose name begins with a small letter are someone else's. `known` are the names that
+    settings may have; in the content they are keys, and numbers are arrays. Raises ValueError,
+    one line that names the file and the field, for a file that is no result and for files that
+    differ in what must be the same.
     """
     directory = pathlib.Path(directory)
-    files = {path.name: _read(path) for path in sorted(directory.glob("*.json")) if _ours(path)}
+    paths = [path for path in sorted(directory.glob("*.json")) if path.name[0].isupper()]
+    files = {path.name: _read(path, known) for path in paths}
     if not files:
         raise ValueError(
             f"{directory.name}: no results, expected files like {ENVIRONMENTS[0]}.json"
@@ -110,24 +133,9 @@ def read(directory: str | pathlib.Path) -> Results:
                 raise ValueError(f"{file}: {field}: not that of {first}")
         if _what(files[file]) != _what(files[first]):
             raise ValueError(f"{file}: settings: not those of {first}")
-    environments = tuple(base for base in ENVIRONMENTS if base in bases)
-    ordered = [files[bases[base]] for base in environments]
-    names = tuple(name for name in PAPER if name in ordered[0]["settings"])
-    return Results(
-        environments=environments,
-        settings=names,
-        seeds=tuple(ordered[0]["seeds"]),
-        steps=ordered[0]["steps"],
-        random=np.array([data["random_score"] for data in ordered], float),
-        scores=np.array([[data["settings"][n]["scores"] for n in names] for data in ordered]),
-        curve_steps=tuple(data["curve_steps"] for data in ordered),
-        curves=tuple(np.array([d["settings"][n]["curves"] for n in names]) for d in ordered),
-        notes=tuple(_notes(dict(zip(environments, ordered, strict=True)), names)),
-    )
-
-
-def _ours(path: pathlib.Path) -> bool:
-    return path.name[0].isupper()
+    ordered = {base: files[bases[base]] for base in ENVIRONMENTS if base in bases}
+    names = tuple(name for name in known if name in files[first]["settings"])
+    return ordered, tuple(_notes(ordered, names))
 
 
 def _what(data: dict) -> dict:
@@ -138,7 +146,7 @@ def _what(data: dict) -> dict:
 def _notes(files: dict[str, dict], names: tuple[str, ...]):
     """Yields one line for everything odd that is no error."""
     protocol = next(iter(files.values()))["protocol"]
-    if protocol != "paper":
+    if protocol not in ("paper", "one choice changed"):
         yield f"Protocol: {protocol}."
     for field in ("git_commit", "versions", "machine"):
         if any(data.get(field) != next(iter(files.values())).get(field) for data in files.values()):
@@ -156,7 +164,7 @@ def _notes(files: dict[str, dict], names: tuple[str, ...]):
                 yield f"{environment}, {name}: {each} % of the updates skipped, not finite."
 
 
-def _read(path: pathlib.Path) -> dict:
+def _read(path: pathlib.Path, known: Collection[str]) -> dict:
     """Reads one file: `settings` by name, numbers as arrays."""
     try:
         data = json.loads(path.read_text())
@@ -182,18 +190,23 @@ def _read(path: pathlib.Path) -> dict:
     data["curve_steps"] = _numbers(path.name, "curve_steps", data["curve_steps"], points)
     settings = {}
     for i, entry in enumerate(data["settings"]):
-        name, setting = _setting(path.name, f"settings[{i}]", entry, len(seeds), points)
+        name, setting = _setting(path.name, f"settings[{i}]", entry, known)
         if name in settings:
             raise ValueError(f"{path.name}: settings[{i}].name: {name} comes twice")
-        settings[name] = setting
+        settings[name] = _runs(path.name, name, setting, len(seeds), points)
     return data | {"settings": settings}
 
 
-def _setting(file: str, where: str, entry, seeds: int, points: int) -> tuple[str, dict]:
+def _setting(file: str, where: str, entry, known: Collection[str]) -> tuple[str, dict]:
     _fields(file, entry, SETTING_FIELDS, f"{where}.")
     name = entry["name"]
-    if not isinstance(name, str) or name not in PAPER:
-        raise ValueError(f"{file}: {where}.name: must be one of {', '.join(PAPER)}, got {name!r}")
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"{file}: {where}.name: must be one of {', '.join(known)}, got {name!r}")
+    return name, entry
+
+
+def _runs(file: str, name: str, entry: dict, seeds: int, points: int) -> dict:
+    """Returns the setting with the numbers of its runs as arrays."""
     scores = _numbers(file, f"{name}.scores", entry["scores"], seeds)
     curves = entry["curves"]
     if not isinstance(curves, list) or len(curves) != seeds:
@@ -201,7 +214,7 @@ def _setting(file: str, where: str, entry, seeds: int, points: int) -> tuple[str
     curves = [_numbers(file, f"{name}.curves[{i}]", x, points) for i, x in enumerate(curves)]
     skipped = _numbers(file, f"{name}.skipped", entry.get("skipped", [0] * seeds), seeds)
     curves = np.reshape(curves, (seeds, points))
-    return name, entry | {"scores": scores, "curves": curves, "skipped": np.nan_to_num(skipped)}
+    return entry | {"scores": scores, "curves": curves, "skipped": np.nan_to_num(skipped)}
 
 
 def _fields(file: str, data, names: tuple[str, ...], where: str = "") -> None:
