@@ -125,11 +125,12 @@ class ClippingDetails:
         directory: pathlib.Path,
     ) -> dict[str, Any]:
         """What is kept of one environment."""
-        env, changed = settings.environment(name, self.engine), ClippingDetails()
-        ours = (self.config, self.hyper) == (changed.config, changed.hyper)
+        env, usual = settings.environment(name, self.engine), ClippingDetails()
+        changes = settings.changes((self.config, usual.config), (self.hyper, usual.hyper))
+        changes += ["engine=mjx"] * (self.engine == "mjx")
         return {
             **training.facts(populations[0], env, directory),
-            "protocol": "one choice changed" if ours else f"{self.config} {self.hyper}",
+            "protocol": ", ".join(["one choice changed", *changes]),
             **training.circumstances(summaries[0]),
             "hours": sum(summary["seconds"] for summary in summaries) / 3600,
             "settings": [

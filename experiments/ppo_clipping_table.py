@@ -6,6 +6,50 @@ https://arxiv.org/abs/1707.06347, section 6.1. The 33 runs of an environment are
 
 Command: jrl run experiments/ppo_clipping_table.py          (about two hours on two free cores)
          jrl run experiments/ppo_clipping_table.py --quick  (two environments, 100k steps, one seed)
+
+From the paper (section 6.1 and its Table 3):
+- one environment for each run, 2048 steps to a batch, 10 epochs of minibatches of 64;
+- Adam with a constant step size of 3e-4, gamma 0.99, lambda 0.95;
+- two hidden layers of 64 tanh units, a standard deviation that does not depend on the state, a
+  separate network for the value, no entropy bonus;
+- adaptive beta: begins at 1, halved where KL(old, new) < target / 1.5, doubled where it is more
+  than 1.5 target;
+- score: mean return of the last 100 episodes of training; in each environment the random policy is
+  0 and the best run 1; three seeds.
+
+From ppo1 (https://github.com/openai/baselines, baselines/ppo1), where the paper is silent:
+- observations are standardised by running statistics, variance at least 0.01, clipped to +-5, and
+  updated once per batch before learning; the old policy is evaluated anew under the new ones;
+- advantages are standardised over the batch;
+- value loss: the squared error with weight 1, not clipped (value_coef 2 of half the square);
+- Adam's epsilon 1e-5, no clipping of gradients, no scaling of rewards;
+- initial weights Gaussian, those of each unit scaled to length 1, to 0.01 in the policy's last
+  layer; initial log-std 0;
+- a time limit ends an episode as a failure does: nothing is bootstrapped from what would follow;
+- actions are not clipped before the environment: costs are those of the action as sampled, and the
+  engine clamps what it applies.
+
+Not as in ppo1:
+- its script anneals the step size linearly, the paper's Table 3 does not, for MuJoCo;
+- it keeps the values of the rollout; here they too are evaluated anew under the new statistics;
+- it has no KL penalties: theirs are the paper's equations 7 and 8, with exact divergences.
+
+Ours:
+- Gymnasium's -v5 tasks on MuJoCo 4.0, where the paper had Gym's -v1 on MuJoCo 1.31. Known changes:
+  no reward for being alive in the step that ends an episode (Hopper, Walker2d, both pendulums),
+  equal friction of Walker2d's feet, Reacher's distance after the step and not before, observations
+  without components that are always 0 (Reacher, InvertedDoublePendulum);
+- float32 networks, physics in float64;
+- 489 iterations, 1,001,472 steps;
+- the divergence that adapts beta is that of the whole batch after the last epoch;
+- an adaptive beta stays between 1e-30 and 1e30: from 0 or infinity there is no way back;
+- an update that is not finite is skipped and counted, and the run goes on;
+- a seed gives all settings of an environment the same first network and the same first state;
+- the random policy is the untrained network (means about 0, standard deviation 1, actions not
+  clipped), 100 episodes for each seed.
+
+With other options (--config.num-envs 32, --engine mjx, ...) results say that their protocol is not
+the paper's, and how. More in docs/clipping_table.md.
 """
 
 import dataclasses
@@ -110,10 +154,10 @@ class ClippingTable:
         return {"finished": True, **table.write(directory, directory)}
 
     def protocol(self) -> str:
-        """Says in words whether this is the paper's protocol."""
-        if (self.config, self.hyper) == (settings.CONFIG, settings.HYPER):
-            return "paper"
-        return f"not the paper's: {self.config} {self.hyper}"
+        """Says in words whether this is the paper's protocol, and what is not."""
+        pairs = (self.config, settings.CONFIG), (self.hyper, settings.HYPER)
+        changes = settings.changes(*pairs) + ["engine=mjx"] * (self.engine == "mjx")
+        return f"not the paper's: {', '.join(changes)}" if changes else "paper"
 
 
 experiment = ClippingTable()

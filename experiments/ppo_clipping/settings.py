@@ -1,7 +1,9 @@
 """What is compared: the eleven settings, the seven environments and what all of them share."""
 
+import dataclasses
 import importlib
 import math
+from typing import Any
 
 from jrl import networks, rollout
 from jrl.algos import ppo
@@ -15,6 +17,7 @@ __all__ = [
     "HYPER",
     "SETTINGS",
     "algorithm",
+    "changes",
     "check",
     "environment",
     "network",
@@ -67,6 +70,20 @@ HYPER = ppo.Hyper(
     observe_first=1.0,
     time_limit_ends=1.0,
 )
+
+
+def changes(*pairs: tuple[Any, Any]) -> list[str]:
+    """Returns field=value of what differs between two configs or two hypers.
+
+    >>> changes((ppo.Config(num_envs=2), ppo.Config()), (ppo.Hyper(), ppo.Hyper()))
+    ['num_envs=2']
+    """
+    return [
+        f"{field.name}={getattr(mine, field.name)}"
+        for mine, base in pairs
+        for field in dataclasses.fields(mine)
+        if getattr(mine, field.name) != getattr(base, field.name)
+    ]
 
 
 def check(names: tuple[str, ...]) -> None:
