@@ -22,7 +22,7 @@ from jrl.types import Array, Key, Leaf, PyTree
 __all__ = ["Engine", "Outcome", "Start", "State", "Task", "engine", "environment", "speed"]
 
 Engine = Literal["auto", "native", "callback", "mjx"]
-"""The custom call, the Python callback, MJX, or "auto": the fastest of the first two here."""
+"""The custom call, the Python callback, MJX, or "auto": the faster of the first two that runs."""
 
 Outcome = tuple[Array, Array, dict[str, Any]]
 """(reward f32, terminated bool, info)."""
@@ -67,7 +67,8 @@ def engine(task: Task, kind: Engine = "auto") -> Physics:
         return mjx.make(model, task.name)
     from jrl.envs.mujoco import host, native
 
-    if kind == "native" or (kind == "auto" and native.available()):
+    here = kind == "auto" and jax.default_backend() == "cpu" and native.available()
+    if kind == "native" or here:
         return native.make(model)
     return host.make(model)
 
@@ -79,7 +80,7 @@ def environment(task: Task, kind: Engine = "auto") -> Environment:
     body = engine(task, kind)
     model = body.model
     qpos0 = jnp.asarray(model.mj.qpos0, jnp.float32)
-    bounds = jnp.asarray(model.mj.actuator_ctrlrange, jnp.float32)
+    low, high = (tuple(bound) for bound in model.mj.actuator_ctrlrange.T.tolist())
 
     def reset(key: Key, params: PyTree) -> tuple[Array, State]:
         qpos, qvel, derived = task.draw(key, qpos0, jnp.zeros(model.mj.nv), params)
@@ -102,7 +103,6 @@ def environment(task: Task, kind: Engine = "auto") -> Environment:
         return Box(-math.inf, math.inf, size)
 
     def action_space(params: PyTree) -> Box:
-        low, high = tuple(bounds[:, 0].tolist()), tuple(bounds[:, 1].tolist())
         return Box(low, high, (model.mj.nu,))
 
     return Environment(task.name, reset, step, observation_space, action_space, task.params)
