@@ -126,10 +126,14 @@ def _cache() -> pathlib.Path:
 
 
 def _build(source: pathlib.Path, target: pathlib.Path, include: pathlib.Path, engine) -> None:
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    names = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
+    compiler = next(filter(shutil.which, names), None)
     if compiler is None:
-        raise NativeError("no C++ compiler: install g++ or clang++, or set CXX")
-    target.parent.mkdir(parents=True, exist_ok=True)
+        raise NativeError(f"no C++ compiler ({', '.join(names)}): install one, or set CXX")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NativeError(f"no place for what is compiled: {error}; set XDG_CACHE_HOME") from error
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = pathlib.Path(scratch) / target.name
         command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", str(source), "-o", str(made)]

@@ -1,0 +1,354 @@
+"""MuJoCo's tasks against Gymnasium's -v5 environments, and their two engines against each other.
+
+Largest differences measured in 1000 steps of random actions, relative to 1 + |x|:
+
+    observation 1e-6, reward 1e-6, terminations and truncations none
+
+They are those of float32 readings: the states themselves are MuJoCo's doubles, bit for bit.
+"""
+
+import importlib
+import inspect
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import gymnasium
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jrl.envs import wrappers
+from jrl.envs.mujoco import half_cheetah, hopper, host, inverted_pendulum, native, physics, task
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+NAMES = (
+    "ant",
+    "half_cheetah",
+    "hopper",
+    "humanoid",
+    "humanoid_standup",
+    "inverted_double_pendulum",
+    "inverted_pendulum",
+    "reacher",
+    "swimmer",
+    "walker2d",
+)
+ENGINES = ("native", "callback")
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(params=NAMES)
+def module(request):
+    return importlib.import_module(f"jrl.envs.mujoco.{request.param}")
+
+
+def _reference(module):
+    """Gymnasium's environment, without the wrapper that warns of actions out of bounds."""
+    return gymnasium.make(module.TASK.name, disable_env_checker=True)
+
+
+def _position(state, model):
+    """(qpos, qvel) of states, the doubles that MuJoCo goes on from."""
+    x = np.ascontiguousarray(state.physics.exact).view(np.float64)
+    return x[..., : model.nq], x[..., model.nq : model.nq + model.nv]
+
+
+def _off(ours, theirs):
+    return np.max(np.abs(np.asarray(ours) - theirs) / (1 + np.abs(theirs)))
+
+
+def _call(program, env):
+    """The program of one step as text."""
+    _, state = env.reset(jax.random.key(0), env.default_params)
+    action = jnp.zeros(env.action_space(env.default_params).shape)
+    return str(jax.make_jaxpr(program)(jax.random.key(0), state, action, env.default_params))
+
+
+# Gymnasium
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_trajectories_are_gymnasiums(module, engine):
+    env, theirs = module.make(engine), _reference(module)
+    params, inner, key = env.default_params, theirs.unwrapped, jax.random.key(0)
+    step, reset = jax.jit(env.step), jax.jit(env.reset)
+    draw = np.random.default_rng(1)
+
+    def begin(seed):
+        observation, state = reset(jax.random.key(seed), params)
+        theirs.reset(seed=seed)
+        inner.set_state(*_position(state, inner.model))
+        assert _off(observation, inner._get_obs()) < TOLERANCE
+        return state
+
+    state = begin(0)
+    for t in range(1000):
+        action = draw.normal(size=inner.model.nu).astype(np.float32)
+        observation, state, reward, terminated, truncated, _ = step(key, state, action, params)
+        expected, expected_reward, *ends, _ = theirs.step(action)
+        assert _off(observation, expected) < TOLERANCE, t
+        assert _off(reward, expected_reward) < TOLERANCE, t
+        assert [bool(terminated), bool(truncated)] == ends, t
+        if any(ends):
+            state = begin(t + 1)
+
+
+def test_states_are_mujocos_bit_for_bit():
+    env, theirs = half_cheetah.make("native"), _reference(half_cheetah)
+    inner, draw = theirs.unwrapped, np.random.default_rng(2)
+    _, state = env.reset(jax.random.key(0), env.default_params)
+    theirs.reset(seed=0)
+    inner.set_state(*_position(state, inner.model))
+    # Gymnasium's `set_state` leaves the solver where the evaluation before has ended.
+    inner.data.qacc_warmstart[:] = 0
+    step = jax.jit(env.step)
+    for _ in range(100):
+        action = draw.normal(size=6).astype(np.float32)
+        state = step(jax.random.key(0), state, action, env.default_params)[1]
+        theirs.step(action)
+        qpos, qvel = _position(state, inner.model)
+        np.testing.assert_array_equal(qpos, inner.data.qpos)
+        np.testing.assert_array_equal(qvel, inner.data.qvel)
+
+
+def test_starts_are_distributed_as_gymnasiums(module):
+    """Kolmogorov-Smirnov, every coordinate; and no start lies outside of Gymnasium's bounds."""
+    env, theirs = module.make(), _reference(module)
+    inner, number = theirs.unwrapped, 1000
+    keys = jax.random.split(jax.random.key(3), number)
+    _, state = jax.jit(jax.vmap(env.reset, (0, None)))(keys, env.default_params)
+    ours = np.concatenate(_position(state, inner.model), axis=1)
+    rows = []
+    for seed in range(number):
+        inner.reset(seed=seed)
+        rows.append(np.concatenate([inner.data.qpos, inner.data.qvel]))
+    expected = np.array(rows)
+    spread = expected.max(0) - expected.min(0)
+    low, high = expected.min(0) - spread, expected.max(0) + spread
+    assert np.all((ours >= low - 1e-6) & (ours <= high + 1e-6))
+    for i in range(ours.shape[1]):
+        if spread[i] > 0:
+            assert stats.ks_2samp(ours[:, i], expected[:, i]).pvalue > 1e-4, i
+        else:
+            np.testing.assert_allclose(ours[:, i], expected[:, i], atol=1e-7)
+
+
+def test_spaces_are_gymnasiums(module):
+    env, theirs = module.make(), _reference(module)
+    params = env.default_params
+    assert env.observation_space(params).shape == theirs.observation_space.shape
+    actions = env.action_space(params)
+    assert actions.shape == theirs.action_space.shape
+    np.testing.assert_array_equal(np.asarray(actions.low, np.float32), theirs.action_space.low)
+    np.testing.assert_array_equal(np.asarray(actions.high, np.float32), theirs.action_space.high)
+    assert params.max_steps_in_episode == theirs.spec.max_episode_steps
+
+
+def test_actions_are_clamped_by_the_engine_and_not_before():
+    env = half_cheetah.make()
+    key, params = jax.random.key(0), env.default_params
+    _, state = env.reset(key, params)
+    far, edge = (env.step(key, state, jnp.full(6, a), params) for a in (3.0, 1.0))
+    np.testing.assert_array_equal(far[0], edge[0])
+    assert float(edge[2] - far[2]) == pytest.approx(0.1 * 6 * (9 - 1), rel=1e-5)
+
+
+# Engines
+
+
+def test_engines_agree_bit_for_bit_under_vmaps(module, monkeypatch):
+    calls = []
+    step = host._Host.step
+    monkeypatch.setattr(host._Host, "step", lambda *args: calls.append(1) or step(*args))
+    envs = [module.make(engine) for engine in ENGINES]
+    params = envs[0].default_params
+    keys = jax.random.split(jax.random.key(0), (2, 3))
+    shape = (4, 2, 3, *envs[0].action_space(params).shape)
+    actions = jax.random.normal(jax.random.key(1), shape)
+    seen = []
+    for env in envs:
+
+        def twice(function, *axes):
+            return jax.jit(jax.vmap(jax.vmap(function, axes), axes))
+
+        _, state = twice(env.reset, 0, None)(keys, params)
+        advance, trail = twice(env.step, 0, 0, 0, None), [state.physics]
+        for action in actions:
+            state = advance(keys, state, action, params)[1]
+            trail.append(state.physics)
+        seen.append(jax.device_get(trail))
+    jax.tree.map(np.testing.assert_array_equal, *seen)
+    assert len(calls) == len(actions), "one call for the whole batch"
+
+
+def test_threads_change_nothing():
+    model = physics.load(hopper.TASK.xml, hopper.TASK.fields, hopper.TASK.frame_skip)
+    bodies = [make(model, threads) for make in (native.make, host.make) for threads in (1, 3)]
+    begin = physics.start(bodies[0], jnp.asarray(model.mj.qpos0, jnp.float32), jnp.zeros(6), {})
+    state = jax.tree.map(lambda x: jnp.stack([x] * 7), begin)
+    ctrl = jax.random.normal(jax.random.key(0), (7, 3))
+    first, *others = (jax.device_get(jax.vmap(body.step)(state, ctrl)) for body in bodies)
+    for other in others:
+        jax.tree.map(np.testing.assert_array_equal, first, other)
+
+
+def test_a_reset_in_a_batch_and_a_time_limit():
+    env = wrappers.vectorize(hopper.make(), 4)
+    params = env.default_params.replace(max_steps_in_episode=20)
+    observation, state = env.reset(jax.random.key(0), params)
+    step = jax.jit(env.step)
+    ends = []
+    for t in range(40):
+        keys = jax.random.split(jax.random.key(t + 1))
+        action = jax.random.normal(keys[0], (4, 3))
+        observation, state, _, terminated, truncated, info = step(keys[1], state, action, params)
+        for i in np.flatnonzero(terminated | truncated):
+            assert np.all(np.abs(observation[i, 5:]) <= 5e-3), "a new episode begins at rest"
+            assert np.any(np.abs(info["final_observation"][i, 5:]) > 5e-3)
+        ends.append((np.asarray(terminated), np.asarray(truncated)))
+    terminated, truncated = map(np.array, zip(*ends, strict=True))
+    assert truncated.any() and (terminated | truncated).sum(0).min() >= 2
+
+
+def test_parameters_are_batched():
+    env = inverted_pendulum.make()
+    params = jax.vmap(lambda angle: env.default_params.replace(largest_angle=angle))(
+        jnp.array([1e-6, 0.2])
+    )
+    _, state = env.reset(jax.random.key(0), env.default_params)
+    axes = jax.tree.map(lambda x: 0 if jnp.ndim(x) else None, params)
+    step = jax.vmap(env.step, (None, None, None, axes))
+    terminated = step(jax.random.key(0), state, jnp.zeros(1), params)[3]
+    assert terminated.tolist() == [True, False]
+
+
+# Doubles
+
+
+def _doubles(x):
+    return np.asarray(physics.doubles(jnp.asarray(x, jnp.float32))).view(np.float64)
+
+
+@hypothesis.given(
+    st.lists(
+        st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False),
+        min_size=3,
+        max_size=3,
+    )
+)
+def test_doubles_are_numpys(numbers):
+    x = np.array(numbers, np.float32)
+    np.testing.assert_array_equal(_doubles(x).view(np.uint64), x.astype(np.float64).view(np.uint64))
+
+
+def test_doubles_at_the_edges():
+    info = np.finfo(np.float32)
+    x = np.array([0.0, -0.0, info.max, info.min, info.tiny, -info.tiny], np.float32)
+    np.testing.assert_array_equal(_doubles(x).view(np.uint64), x.astype(np.float64).view(np.uint64))
+    np.testing.assert_array_equal(_doubles([info.smallest_subnormal]), [0.0])
+
+
+def test_a_displacement_keeps_its_digits_far_from_the_origin():
+    x = np.array([1000.0, 1000.0 + 1e-7])
+    high = jnp.asarray(x, jnp.float32)
+    low = jnp.asarray(x - np.asarray(high), jnp.float32)
+    then, now = (
+        physics.Readings(physics.PhysicsState((), high[i : i + 1], low[i : i + 1]), {"qpos": (1,)})
+        for i in range(2)
+    )
+    assert float(now.since(then, "qpos")[0]) == pytest.approx(1e-7, rel=1e-3)
+    with pytest.raises(KeyError, match="xpos is not read"):
+        now["xpos"]
+
+
+# Where something is missing
+
+
+def _unbuilt(monkeypatch, tmp_path, **variables):
+    """A process that has not built the custom call yet, with an empty cache."""
+    monkeypatch.setattr(native, "_library", native._library.__wrapped__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    "variables, reason",
+    [
+        ({"CXX": "no-such-compiler"}, "no C.. compiler .no-such-compiler."),
+        ({"CXX": "", "PATH": ""}, "no C.. compiler .c.., g.., clang...: install one, or set CXX"),
+        ({"CXX": sys.executable}, "failed: "),
+    ],
+)
+def test_without_a_compiler_the_callback_takes_over(monkeypatch, tmp_path, variables, reason):
+    _unbuilt(monkeypatch, tmp_path, **variables)
+    with pytest.raises(native.NativeError, match=reason) as caught:
+        hopper.make("native")
+    assert "\n" not in str(caught.value)
+    assert not native.available()
+    env = hopper.make()
+    assert "pure_callback" in _call(env.step, env)
+
+
+def test_without_a_place_for_the_library_the_callback_takes_over(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    _unbuilt(monkeypatch, tmp_path / "file")
+    with pytest.raises(native.NativeError, match="set XDG_CACHE_HOME"):
+        hopper.make("native")
+    assert "pure_callback" in _call(hopper.make().step, hopper.make("callback"))
+
+
+def test_with_a_compiler_the_custom_call_is_chosen():
+    assert native.available()
+    env = hopper.make()
+    assert native.TARGET in _call(env.step, env)
+
+
+def test_on_an_accelerator_the_callback_is_chosen(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    env = hopper.make()
+    assert "pure_callback" in _call(env.step, env)
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(ValueError, match="engine must be one of auto, native, callback, mjx"):
+        # Without the type check of the tests, which would refuse it first.
+        inspect.unwrap(task.environment)(hopper.TASK, "bullet")
+
+
+@pytest.mark.parametrize("name", ["mujoco", "gymnasium"])
+def test_a_missing_package_names_the_extra(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"{name}.*jrl\[mujoco\]"):
+        physics.load.__wrapped__("hopper.xml", ("qpos",), 4)
+
+
+def test_programs_are_kept_for_the_next_process(tmp_path):
+    code = """
+import json, jax, jax.numpy as jnp
+from jrl.envs.mujoco import hopper
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+env = hopper.make("native")
+state = env.reset(jax.random.key(0), env.default_params)[1]
+step = jax.jit(env.step)
+observation, *_ = step(jax.random.key(0), state, jnp.ones(3), env.default_params)
+print(json.dumps(observation.tolist()))
+"""
+    variables = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    seen = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=variables
+        )
+        assert done.returncode == 0, done.stderr
+        kept = {x.name for x in tmp_path.iterdir() if not x.name.endswith("-atime")}
+        seen.append((json.loads(done.stdout), kept))
+    assert any("jit_step" in name for name in seen[0][1])
+    assert seen[0] == seen[1], "the second process compiles nothing anew"
