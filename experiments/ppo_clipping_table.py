@@ -56,11 +56,12 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from ppo_clipping import settings, table, training
+from ppo_clipping import episodes, settings, table, training
 
 from jrl.algos import ppo
 from jrl.envs.mujoco.task import Engine
 from jrl.experiment import Experiment
+from jrl.run_directory import UsageError
 
 __all__ = ["ClippingTable", "experiment"]
 
@@ -152,6 +153,16 @@ class ClippingTable:
             training.save(file, result)
             table.write(directory, directory)
         return {"finished": True, **table.write(directory, directory)}
+
+    def episodes(self, directory, environment=None, wanted=("best", "worst")):
+        """Plays an episode of each wanted setting of one environment, by default the first."""
+        whole = self.whole()
+        name = environment or whole.environments[0]
+        if name not in whole.environments:
+            known = ", ".join(whole.environments)
+            raise UsageError(f"environment: no {name!r} in this run, choose from {known}")
+        place = pathlib.Path(directory) / "training" / name
+        return episodes.play(whole.training(name), place, name, wanted, self.engine)
 
     def protocol(self) -> str:
         """Says in words whether this is the paper's protocol, and what is not."""

@@ -39,6 +39,9 @@ class Restored(NamedTuple):
 class Checkpointer:
     """Saves and restores steps below one directory, keeping the newest `keep`.
 
+    With `read_only` nothing there is touched while it only restores, so that another process may
+    be saving at the same time.
+
     >>> import tempfile
     >>> with Checkpointer(tempfile.mkdtemp()) as checkpointer:
     ...     checkpointer.save(1, {"params": {"w": jnp.ones(2)}}, {"note": "first"})
@@ -47,13 +50,16 @@ class Checkpointer:
     (1, [1.0, 1.0], {'note': 'first'})
     """
 
-    def __init__(self, directory: str | pathlib.Path, keep: int = 2):
+    def __init__(self, directory: str | pathlib.Path, keep: int = 2, read_only: bool = False):
         # orbax takes seconds to import, so only those who open a checkpoint pay for it.
         import orbax.checkpoint as ocp
 
         self.directory = pathlib.Path(directory).absolute()
         self._ocp = ocp
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        # orbax's own option of that name says so in the log of every program.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep, create=not read_only
+        )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self) -> "Checkpointer":

@@ -1,4 +1,4 @@
-"""The command line: `jrl run FILE`, `jrl resume RUN`, `jrl plot RUN...`, `jrl list`.
+"""The command line: `jrl run FILE`, `jrl resume RUN`, `jrl plot RUN...` and what else `HELP` lists.
 
 It knows of an experiment only that it is a dataclass with `validate()` and `run(directory,
 resume)`; every field is an option. A mistake costs one line and exit code 2, and nothing is
@@ -29,6 +29,7 @@ usage: jrl COMMAND [OPTIONS]
   jrl run FILE [OPTIONS]    run the experiment that a Python file defines
   jrl resume RUN            go on with a run that was stopped or killed
   jrl plot RUN...           draw learning curves
+  jrl video RUN             film the best and the worst setting side by side
   jrl list                  show the experiments and the runs below this directory
 
 `jrl run FILE --help` lists the options of that experiment, `jrl COMMAND --help` the others.
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    commands = {"run": _run, "resume": _resume, "plot": _plot, "list": _list}
+    commands = {"run": _run, "resume": _resume, "plot": _plot, "video": _video, "list": _list}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
     elif arguments[0] in ("--version", "-V"):
@@ -140,13 +141,17 @@ def _resume(arguments: list[str]) -> None:
             return
         raise UsageError(f"resume: name the run's directory: {text}")
     run, rest = RunDirectory(arguments[0]), arguments[1:]
+    _go(_reload(run, rest, "resume"), run.path, resume=True)
+
+
+def _reload(run: RunDirectory, rest: list[str], command: str, file=None) -> Any:
+    """Loads the experiment of a run as it was (or another file) with its options."""
     if run.config["experiment"] is None:
         raise UsageError(f"{run.path} was started from Python: call run(directory, resume=True)")
-    file = run.path / "experiment.py"
     arguments = [*run.config["arguments"], *rest]
     home = pathlib.Path(run.config["experiment"]).parent
-    _, experiment = _prepare(file, arguments, f"jrl resume {run.path}", home)
-    _go(experiment, run.path, resume=True)
+    file = file or run.path / "experiment.py"
+    return _prepare(file, arguments, f"jrl {command} {run.path}", home)[1]
 
 
 def _experiments_own(arguments: list[str]) -> list[str]:
@@ -201,6 +206,20 @@ def _plot(arguments: list[str]) -> None:
     from jrl import plot as plots
 
     print(plots.curves(runs, metric, output))
+
+
+def _video(arguments: list[str]) -> None:
+    from jrl import video
+
+    options = _parse(video.Options, arguments, "jrl video")
+    run, suffix = RunDirectory(options.run), video.check(options)
+    video.backend()
+    experiment = _reload(run, [], "video")
+    source = pathlib.Path(run.config["experiment"])
+    if not hasattr(experiment, "episodes") and source.exists():
+        # The run's copy can be older than films are.
+        experiment = _reload(run, [], "video", source)
+    print(video.make(experiment, options, suffix))
 
 
 def _list(arguments: list[str]) -> None:

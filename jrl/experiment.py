@@ -217,6 +217,25 @@ class Experiment:
             )
             return {"finished": False, "step": step, "steps": plan.steps}
 
+    def restore(self, directory: str | pathlib.Path) -> tuple[loop.Member, Plan]:
+        """Reads the newest checkpoint of a run, which may be going on; touches nothing there.
+
+        Where the code has moved on, fields of `config` and `hyper` that only one side knows are
+        passed over. Raises UsageError if there is no checkpoint, or if options differ.
+        """
+        plan, run = self.plan(), RunDirectory(directory)
+        if found := _changed(*_known(run.config["values"], plain(self))):
+            name, old, new = found
+            raise UsageError(f"{name} is {old} in {run.path} and now {new}: use the same options")
+        target = jax.eval_shape(
+            functools.partial(loop.population, plan.algorithm), *self._seeds(plan)
+        )
+        try:
+            with Checkpointer(run.checkpoints, read_only=True) as checkpointer:
+                return loop.join(checkpointer.restore(loop.split(target)).items), plan
+        except FileNotFoundError:
+            raise UsageError(f"{run.path} has no checkpoint yet: wait for the first") from None
+
     def _open(self, directory, resume: bool) -> RunDirectory:
         values = plain(self)
         if not (pathlib.Path(directory) / "config.json").exists():
@@ -224,8 +243,7 @@ class Experiment:
         run = RunDirectory(directory)
         if run.started and not resume:
             raise UsageError(f"{run.path} exists: resume it or choose another directory")
-        saved = {k: v for k, v in run.config["values"].items() if k not in UNCOMPARED}
-        if found := difference(saved, {name: values.get(name) for name in saved}):
+        if found := _changed(run.config["values"], values):
             name, old, new = found
             raise UsageError(
                 f"{name} is {old} in {run.path} and now {new}: "
@@ -239,10 +257,14 @@ class Experiment:
 
     def _population(self, plan: Plan):
         """Starts all members, on their devices from the first program on: it compiles once."""
+        keys, hps = self._seeds(plan)
+        return loop.population(plan.algorithm, keys, hps), hps, self._mesh()
+
+    def _seeds(self, plan: Plan):
+        """Returns the key and the `Hyper` of every member."""
         seeds = jnp.arange(self.seed, self.seed + self.seeds, dtype=jnp.uint32)
         keys = jax.vmap(jax.random.key)(jnp.tile(seeds, len(plan.settings)))
-        hps = grid.stack(self.hyper, plan.settings, self.seeds)
-        return loop.population(plan.algorithm, keys, hps), hps, self._mesh()
+        return keys, grid.stack(self.hyper, plan.settings, self.seeds)
 
     def _rows(self, plan: Plan, history: dict[str, Any], done: int) -> list[Row]:
         means = {name: _divide(*sums) for name, sums in history.items()}
@@ -292,6 +314,22 @@ class Experiment:
             "versions": versions(),
             "git_commit": run.config.get("git_commit"),
         }
+
+
+def _changed(saved: Row, now: Row) -> tuple[str, Any, Any] | None:
+    """Finds the first of the saved options that is another one now."""
+    saved = {name: x for name, x in saved.items() if name not in UNCOMPARED}
+    return difference(saved, {name: now.get(name) for name in saved})
+
+
+def _known(saved: Row, now: Row) -> tuple[Row, Row]:
+    """Keeps what both sides know: between them the code can have moved on."""
+    saved = {name: x for name, x in saved.items() if name != "make"}
+    for part in ("config", "hyper"):
+        if isinstance(saved.get(part), dict) and isinstance(now[part], dict):
+            both = [name for name in saved[part] if name in now[part]]
+            saved, now = ({**x, part: {k: x[part][k] for k in both}} for x in (saved, now))
+    return saved, now
 
 
 def _part(program, members, hps, count: int):

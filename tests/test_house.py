@@ -40,6 +40,7 @@ FLOORS = {
     "progress": 5,
     "run_directory": 5,
     "plot": 6,
+    "video": 6,
     "cli": 6,
     "__main__": 7,
 }
@@ -53,6 +54,7 @@ NEIGHBOURS = {
     ("experiment", "progress"): "the same",
     ("experiment", "run_directory"): "the same",
     ("cli", "plot"): "`jrl plot` is a command; imported when it is called",
+    ("cli", "video"): "the same",
 }
 """Rooms that import a room of their own floor, and why that makes no knot."""
 
