@@ -2,7 +2,7 @@
 
 Largest differences measured in 1000 steps of random actions, relative to 1 + |x|:
 
-    observation 1e-6, reward 1e-6, terminations and truncations none
+    observation 9e-7 in Reacher, 6e-8 in all others; reward 4e-7; terminations, truncations none
 
 They are those of float32 readings: the states themselves are MuJoCo's doubles, bit for bit.
 """
