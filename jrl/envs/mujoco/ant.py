@@ -9,13 +9,12 @@ that of MuJoCo's last evaluation within the step, in Gymnasium as here. Source: 
 using generalized advantage estimation", https://arxiv.org/abs/1506.02438.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jrl.envs.environment import Environment
 from jrl.envs.mujoco.physics import Readings
-from jrl.envs.mujoco.task import Engine, Outcome, Start, Task, environment
+from jrl.envs.mujoco.task import Engine, Outcome, Start, Task, draw_normal, environment
 from jrl.types import Array, Key, Leaf
 
 __all__ = ["Params", "TASK", "make"]
@@ -40,9 +39,7 @@ TORSO = 1
 
 def draw(key: Key, qpos: Array, qvel: Array, params: Params) -> Start:
     """Adds U(-0.1, 0.1) to the positions and N(0, 0.1^2) to the velocities."""
-    position_key, velocity_key = jax.random.split(key)
-    qpos = qpos + params.noise * jax.random.uniform(position_key, qpos.shape, minval=-1.0)
-    qvel = qvel + params.noise * jax.random.normal(velocity_key, qvel.shape)
+    qpos, qvel, _ = draw_normal(key, qpos, qvel, params)
     return qpos, qvel, {"xpos": jnp.zeros((14, 3)).at[TORSO].set(qpos[:3])}
 
 
@@ -79,6 +76,7 @@ TASK = Task(
 def make(engine: Engine = "auto") -> Environment:
     """Makes Ant-v5; `engine` is explained in `jrl.envs.mujoco.task`.
 
+    >>> import jax
     >>> env = make()
     >>> observation, state = env.reset(jax.random.key(0), env.default_params)
     >>> observation.shape, env.action_space(env.default_params).shape

@@ -8,14 +8,13 @@ steps of 0.05 s. The cost is that of the action as it is, the engine clamps what
 cat-like robot real-time learning to run", https://doi.org/10.1007/978-3-642-04921-7_39.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jrl.envs.environment import Environment
 from jrl.envs.mujoco.physics import Readings
-from jrl.envs.mujoco.task import Engine, Outcome, Start, Task, environment, speed
-from jrl.types import Array, Key, Leaf
+from jrl.envs.mujoco.task import Engine, Outcome, Task, draw_normal, environment, speed
+from jrl.types import Array, Leaf
 
 __all__ = ["Params", "TASK", "make"]
 
@@ -27,13 +26,6 @@ class Params(struct.PyTreeNode):
     control_weight: Leaf = 0.1
     noise: Leaf = 0.1
     max_steps_in_episode: Leaf = 1000
-
-
-def draw(key: Key, qpos: Array, qvel: Array, params: Params) -> Start:
-    """Adds U(-0.1, 0.1) to the positions and N(0, 0.1^2) to the velocities."""
-    position_key, velocity_key = jax.random.split(key)
-    qpos = qpos + params.noise * jax.random.uniform(position_key, qpos.shape, minval=-1.0)
-    return qpos, qvel + params.noise * jax.random.normal(velocity_key, qvel.shape), {}
 
 
 def observe(x: Readings) -> Array:
@@ -48,12 +40,13 @@ def outcome(before: Readings, after: Readings, action: Array, dt: float, params:
     return reward, jnp.bool_(False), {"x_velocity": velocity}
 
 
-TASK = Task("HalfCheetah-v5", "half_cheetah.xml", 5, Params(), draw, observe, outcome)
+TASK = Task("HalfCheetah-v5", "half_cheetah.xml", 5, Params(), draw_normal, observe, outcome)
 
 
 def make(engine: Engine = "auto") -> Environment:
     """Makes HalfCheetah-v5; `engine` is explained in `jrl.envs.mujoco.task`.
 
+    >>> import jax
     >>> env = make()
     >>> observation, state = env.reset(jax.random.key(0), env.default_params)
     >>> observation.shape, env.action_space(env.default_params).shape

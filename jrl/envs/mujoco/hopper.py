@@ -9,14 +9,13 @@ step; Erez, Tassa & Todorov 2011, "Infinite horizon model predictive control for
 tasks", https://homes.cs.washington.edu/~todorov/papers/ErezRSS11.pdf.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jrl.envs.environment import Environment
 from jrl.envs.mujoco.physics import Readings
-from jrl.envs.mujoco.task import Engine, Outcome, Start, Task, environment, speed
-from jrl.types import Array, Key, Leaf
+from jrl.envs.mujoco.task import Engine, Outcome, Task, draw_uniform, environment, speed
+from jrl.types import Array, Leaf
 
 __all__ = ["Params", "TASK", "make"]
 
@@ -32,12 +31,6 @@ class Params(struct.PyTreeNode):
     largest_state: Leaf = 100.0
     noise: Leaf = 5e-3
     max_steps_in_episode: Leaf = 1000
-
-
-def draw(key: Key, qpos: Array, qvel: Array, params: Params) -> Start:
-    """Adds U(-0.005, 0.005) to every position and velocity."""
-    noise = params.noise * jax.random.uniform(key, (qpos.size + qvel.size,), minval=-1.0)
-    return qpos + noise[: qpos.size], qvel + noise[qpos.size :], {}
 
 
 def observe(x: Readings) -> Array:
@@ -60,12 +53,13 @@ def outcome(before: Readings, after: Readings, action: Array, dt: float, params:
     return reward, ~healthy, {"x_velocity": velocity}
 
 
-TASK = Task("Hopper-v5", "hopper.xml", 4, Params(), draw, observe, outcome)
+TASK = Task("Hopper-v5", "hopper.xml", 4, Params(), draw_uniform, observe, outcome)
 
 
 def make(engine: Engine = "auto") -> Environment:
     """Makes Hopper-v5; `engine` is explained in `jrl.envs.mujoco.task`.
 
+    >>> import jax
     >>> env = make()
     >>> observation, state = env.reset(jax.random.key(0), env.default_params)
     >>> observation.shape, env.action_space(env.default_params).shape

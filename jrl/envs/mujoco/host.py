@@ -12,15 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jrl.envs.mujoco.physics import Model, Physics, PhysicsState, engine_module
+from jrl.envs.mujoco.physics import Model, Physics, PhysicsState, engine_module, share_of_cores
 from jrl.types import Array
 
 __all__ = ["make"]
 
 
 def make(model: Model, threads: int | None = None) -> Physics:
-    """Makes the engine that steps all simulations of a call on `threads` threads, or on all."""
-    host = _Host(model, threads or 0)
+    """Makes the engine that steps all simulations of a call on `threads` threads.
+
+    By default the cores are shared between the devices that jax simulates on this CPU.
+    """
+    host = _Host(model, threads or share_of_cores())
     readings = sum(int(np.prod(shape)) for shape in model.layout.values())
 
     def call(function, state: PhysicsState, *ctrl: Array) -> PhysicsState:

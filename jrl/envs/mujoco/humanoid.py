@@ -11,16 +11,15 @@ behaviors through online trajectory optimization",
 https://homes.cs.washington.edu/~todorov/papers/TassaIROS12.pdf.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jrl.envs.environment import Environment
 from jrl.envs.mujoco.physics import Readings
-from jrl.envs.mujoco.task import Engine, Outcome, Start, Task, environment
-from jrl.types import Array, Key, Leaf, PyTree
+from jrl.envs.mujoco.task import Engine, Outcome, Task, draw_uniform, environment
+from jrl.types import Array, Leaf
 
-__all__ = ["Params", "TASK", "draw", "make", "observe"]
+__all__ = ["Params", "TASK", "make", "observe"]
 
 
 class Params(struct.PyTreeNode):
@@ -38,12 +37,6 @@ class Params(struct.PyTreeNode):
 
 
 FIELDS = ("qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext", "subtree_com")
-
-
-def draw(key: Key, qpos: Array, qvel: Array, params: PyTree) -> Start:
-    """Adds U(-0.01, 0.01) to every position and velocity."""
-    noise = params.noise * jax.random.uniform(key, (qpos.size + qvel.size,), minval=-1.0)
-    return qpos + noise[: qpos.size], qvel + noise[qpos.size :], {}
 
 
 def observe(x: Readings) -> Array:
@@ -70,7 +63,7 @@ TASK = Task(
     "humanoid.xml",
     5,
     Params(),
-    draw,
+    draw_uniform,
     observe,
     outcome,
     fields=FIELDS,
@@ -81,6 +74,7 @@ TASK = Task(
 def make(engine: Engine = "auto") -> Environment:
     """Makes Humanoid-v5; `engine` is explained in `jrl.envs.mujoco.task`.
 
+    >>> import jax
     >>> env = make()
     >>> observation, state = env.reset(jax.random.key(0), env.default_params)
     >>> observation.shape, env.action_space(env.default_params).shape

@@ -13,7 +13,7 @@ from flax import struct
 from jrl.envs.environment import Environment
 from jrl.envs.mujoco import humanoid
 from jrl.envs.mujoco.physics import Readings
-from jrl.envs.mujoco.task import Engine, Outcome, Task, environment
+from jrl.envs.mujoco.task import Engine, Outcome, Task, draw_uniform, environment
 from jrl.types import Array, Leaf
 
 __all__ = ["Params", "TASK", "make"]
@@ -44,7 +44,7 @@ TASK = Task(
     "humanoidstandup.xml",
     5,
     Params(),
-    humanoid.draw,
+    draw_uniform,
     humanoid.observe,
     outcome,
     fields=humanoid.FIELDS,
@@ -55,6 +55,7 @@ TASK = Task(
 def make(engine: Engine = "auto") -> Environment:
     """Makes HumanoidStandup-v5; `engine` is explained in `jrl.envs.mujoco.task`.
 
+    >>> import jax
     >>> import jax
     >>> env = make()
     >>> observation, state = env.reset(jax.random.key(0), env.default_params)

@@ -9,14 +9,13 @@ last evaluation within the step, a little before its end (up to 0.1 mm), in Gymn
 Source: Gymnasium's `InvertedDoublePendulum-v5`, which it equals step for step.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jrl.envs.environment import Environment
 from jrl.envs.mujoco.physics import Readings
-from jrl.envs.mujoco.task import Engine, Outcome, Start, Task, environment
-from jrl.types import Array, Key, Leaf
+from jrl.envs.mujoco.task import Engine, Outcome, Task, draw_normal, environment
+from jrl.types import Array, Leaf
 
 __all__ = ["Params", "TASK", "make"]
 
@@ -28,13 +27,6 @@ class Params(struct.PyTreeNode):
     least_height: Leaf = 1.0
     noise: Leaf = 0.1
     max_steps_in_episode: Leaf = 1000
-
-
-def draw(key: Key, qpos: Array, qvel: Array, params: Params) -> Start:
-    """Adds U(-0.1, 0.1) to the positions and N(0, 0.1^2) to the velocities."""
-    position_key, velocity_key = jax.random.split(key)
-    qpos = qpos + params.noise * jax.random.uniform(position_key, qpos.shape, minval=-1.0)
-    return qpos, qvel + params.noise * jax.random.normal(velocity_key, qvel.shape), {}
 
 
 def observe(x: Readings) -> Array:
@@ -59,7 +51,7 @@ TASK = Task(
     "inverted_double_pendulum.xml",
     5,
     Params(),
-    draw,
+    draw_normal,
     observe,
     outcome,
     fields=("qpos", "qvel", "site_xpos", "qfrc_constraint"),
@@ -69,6 +61,7 @@ TASK = Task(
 def make(engine: Engine = "auto") -> Environment:
     """Makes InvertedDoublePendulum-v5; `engine` is explained in `jrl.envs.mujoco.task`.
 
+    >>> import jax
     >>> env = make()
     >>> observation, state = env.reset(jax.random.key(0), env.default_params)
     >>> observation.shape, env.action_space(env.default_params).shape

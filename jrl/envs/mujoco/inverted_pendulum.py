@@ -8,14 +8,13 @@ Gymnasium's `InvertedPendulum-v5`, which it equals step for step; Barto, Sutton 
 https://doi.org/10.1109/TSMC.1983.6313077.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jrl.envs.environment import Environment
 from jrl.envs.mujoco.physics import Readings
-from jrl.envs.mujoco.task import Engine, Outcome, Start, Task, environment
-from jrl.types import Array, Key, Leaf
+from jrl.envs.mujoco.task import Engine, Outcome, Task, draw_uniform, environment
+from jrl.types import Array, Leaf
 
 __all__ = ["Params", "TASK", "make"]
 
@@ -26,12 +25,6 @@ class Params(struct.PyTreeNode):
     largest_angle: Leaf = 0.2
     noise: Leaf = 0.01
     max_steps_in_episode: Leaf = 1000
-
-
-def draw(key: Key, qpos: Array, qvel: Array, params: Params) -> Start:
-    """Adds U(-0.01, 0.01) to every position and velocity."""
-    noise = params.noise * jax.random.uniform(key, (qpos.size + qvel.size,), minval=-1.0)
-    return qpos + noise[: qpos.size], qvel + noise[qpos.size :], {}
 
 
 def observe(x: Readings) -> Array:
@@ -46,12 +39,15 @@ def outcome(before: Readings, after: Readings, action: Array, dt: float, params:
     return upright.astype(jnp.float32), ~upright, {}
 
 
-TASK = Task("InvertedPendulum-v5", "inverted_pendulum.xml", 2, Params(), draw, observe, outcome)
+TASK = Task(
+    "InvertedPendulum-v5", "inverted_pendulum.xml", 2, Params(), draw_uniform, observe, outcome
+)
 
 
 def make(engine: Engine = "auto") -> Environment:
     """Makes InvertedPendulum-v5; `engine` is explained in `jrl.envs.mujoco.task`.
 
+    >>> import jax
     >>> env = make()
     >>> observation, state = env.reset(jax.random.key(0), env.default_params)
     >>> observation.shape, env.action_space(env.default_params).shape

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jrl.envs.mujoco.physics import Model, Physics, PhysicsState, engine_module
+from jrl.envs.mujoco.physics import Model, Physics, PhysicsState, engine_module, share_of_cores
 from jrl.types import Array
 
 __all__ = ["NativeError", "available", "make"]
@@ -70,7 +70,7 @@ def make(model: Model, threads: int | None = None) -> Physics:
             jax.ShapeDtypeStruct((readings,), jnp.float32),
         )
         function = jax.ffi.ffi_call(TARGET, shapes, vmap_method="broadcast_all")
-        workers = threads or max(1, (os.cpu_count() or 1) // jax.local_device_count("cpu"))
+        workers = threads or share_of_cores()
         attributes = {"model": model.digest, "steps": steps, "threads": workers}
         numbers = {name: np.int64(value) for name, value in attributes.items()}
         return PhysicsState(*function(state.exact, ctrl.astype(jnp.float32), **numbers))

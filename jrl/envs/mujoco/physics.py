@@ -17,6 +17,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ __all__ = [
     "doubles",
     "engine_module",
     "load",
+    "share_of_cores",
     "start",
     "words",
 ]
@@ -174,6 +176,13 @@ def start(body: Physics, qpos: Array, qvel: Array, derived: dict[str, Array]) ->
     parts = [jnp.asarray(known.get(k, jnp.zeros(s))) for k, s in body.model.layout.items()]
     high = jnp.concatenate([part.reshape(-1) for part in parts])
     return PhysicsState(body.exact(qpos, qvel), high, jnp.zeros_like(high))
+
+
+def share_of_cores() -> int:
+    """Threads for one call, so that calls of all devices simulated on this CPU share its cores."""
+    here = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if here else os.cpu_count() or 1
+    return max(1, cores // jax.local_device_count("cpu"))
 
 
 def doubles(x: Float[Array, " n"]) -> Array:

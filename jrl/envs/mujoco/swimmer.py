@@ -8,14 +8,13 @@ learning using neural networks, with applications to motor control",
 https://theses.hal.science/tel-00003985.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 
 from jrl.envs.environment import Environment
 from jrl.envs.mujoco.physics import Readings
-from jrl.envs.mujoco.task import Engine, Outcome, Start, Task, environment, speed
-from jrl.types import Array, Key, Leaf
+from jrl.envs.mujoco.task import Engine, Outcome, Task, draw_uniform, environment, speed
+from jrl.types import Array, Leaf
 
 __all__ = ["Params", "TASK", "make"]
 
@@ -27,12 +26,6 @@ class Params(struct.PyTreeNode):
     control_weight: Leaf = 1e-4
     noise: Leaf = 0.1
     max_steps_in_episode: Leaf = 1000
-
-
-def draw(key: Key, qpos: Array, qvel: Array, params: Params) -> Start:
-    """Adds U(-0.1, 0.1) to every position and velocity."""
-    noise = params.noise * jax.random.uniform(key, (qpos.size + qvel.size,), minval=-1.0)
-    return qpos + noise[: qpos.size], qvel + noise[qpos.size :], {}
 
 
 def observe(x: Readings) -> Array:
@@ -47,12 +40,13 @@ def outcome(before: Readings, after: Readings, action: Array, dt: float, params:
     return reward, jnp.bool_(False), {"x_velocity": velocity}
 
 
-TASK = Task("Swimmer-v5", "swimmer.xml", 4, Params(), draw, observe, outcome)
+TASK = Task("Swimmer-v5", "swimmer.xml", 4, Params(), draw_uniform, observe, outcome)
 
 
 def make(engine: Engine = "auto") -> Environment:
     """Makes Swimmer-v5; `engine` is explained in `jrl.envs.mujoco.task`.
 
+    >>> import jax
     >>> env = make()
     >>> observation, state = env.reset(jax.random.key(0), env.default_params)
     >>> observation.shape, env.action_space(env.default_params).shape

@@ -19,7 +19,18 @@ from jrl.envs.mujoco.physics import Physics, Readings
 from jrl.envs.spaces import Box
 from jrl.types import Array, Key, Leaf, PyTree
 
-__all__ = ["Engine", "Outcome", "Start", "State", "Task", "engine", "environment", "speed"]
+__all__ = [
+    "Engine",
+    "Outcome",
+    "Start",
+    "State",
+    "Task",
+    "draw_normal",
+    "draw_uniform",
+    "engine",
+    "environment",
+    "speed",
+]
 
 Engine = Literal["auto", "native", "callback", "mjx"]
 """The custom call, the Python callback, MJX, or "auto": the faster of the first two that runs."""
@@ -106,6 +117,19 @@ def environment(task: Task, kind: Engine = "auto") -> Environment:
         return Box(low, high, (model.mj.nu,))
 
     return Environment(task.name, reset, step, observation_space, action_space, task.params)
+
+
+def draw_uniform(key: Key, qpos: Array, qvel: Array, params: Any) -> Start:
+    """Adds U(-1, 1) times `params.noise` to every position and velocity."""
+    noise = params.noise * jax.random.uniform(key, (qpos.size + qvel.size,), minval=-1.0)
+    return qpos + noise[: qpos.size], qvel + noise[qpos.size :], {}
+
+
+def draw_normal(key: Key, qpos: Array, qvel: Array, params: Any) -> Start:
+    """Adds U(-1, 1) times `params.noise` to the positions and N(0, 1) times it to velocities."""
+    position_key, velocity_key = jax.random.split(key)
+    qpos = qpos + params.noise * jax.random.uniform(position_key, qpos.shape, minval=-1.0)
+    return qpos, qvel + params.noise * jax.random.normal(velocity_key, qvel.shape), {}
 
 
 def speed(before: Readings, after: Readings, dt: float, name: str = "qpos") -> Array:
