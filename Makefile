@@ -1,6 +1,6 @@
 # A fresh machine needs Python >= 3.11 and make, nothing else:
 #
-#     make run      install, and train PPO on CartPole: 8 seeds, two clipping ranges
+#     make run      install, and run the clipping table of the PPO paper in its quick form
 #     make test     install what the tests need, and run all of them
 #
 # `make PYTHON=python3.12 VENV=.venv312 test` tests another Python beside the first.
@@ -21,7 +21,8 @@ help:
 
 # A directory of its own, so that a second `make run` replaces nothing but the first.
 run: $(VENV)/.run
-	$(BIN)/jrl run experiments/ppo_cartpole.py --directory runs/make_run --overwrite $(ARGS)
+	$(BIN)/jrl run experiments/ppo_clipping_table.py --quick --directory runs/make_run --overwrite \
+	  $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
@@ -58,7 +59,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: $(REQUIREMENTS) | $(BIN)/python
-	$(INSTALL) -e '.[plots]'
+	$(INSTALL) -e '.[plots,mujoco]'
 	@touch $@
 
 $(VENV)/.dev: $(REQUIREMENTS) | $(BIN)/python
