@@ -103,7 +103,7 @@ def worker(python: pathlib.Path | None, name: str) -> Iterator[Callable[[str], C
 
 def physics(name: str, options: MuJoCo, peers) -> dict[str, dict]:
     """Steps of 33 environments per second: engines without a policy, and the peers."""
-    module = settings.importlib.import_module(f"jrl.envs.mujoco.{settings.ENVIRONMENTS[name]}")
+    module = settings.module(name)
     model = task.engine(module.TASK).model
     ctrl = jax.random.normal(jax.random.key(0), (options.steps, RUNS, model.mj.nu))
     keys = jax.random.split(jax.random.key(1), RUNS)

@@ -79,10 +79,9 @@ class ClippingDetails:
     ) -> Experiment:
         """One population: some variants, compiled as `program` says, trained in `place`."""
         env = settings.environment(name, self.engine)
-        initializer = "orthogonal" if program.startswith("orthogonal") else "normc"
         return Experiment(
             name=place,
-            make=lambda config: settings.algorithm(env, config, initializer),
+            make=lambda config: settings.algorithm(env, config, details.initializer(program)),
             config=dataclasses.replace(self.config, **details.PROGRAMS.get(program, {})),
             hyper=self.hyper,
             steps=self.steps,
@@ -105,6 +104,7 @@ class ClippingDetails:
         Goes on where a run that was stopped or killed had been, bit for bit.
         """
         directory = pathlib.Path(directory)
+        training.check_same(self, directory)
         for name in self.environments:
             file = directory / f"{name}.json"
             if file.exists():
@@ -129,14 +129,18 @@ class ClippingDetails:
         env, usual = settings.environment(name, self.engine), ClippingDetails()
         changes = settings.changes((self.config, usual.config), (self.hyper, usual.hyper))
         changes += ["engine=mjx"] * (self.engine == "mjx")
+        untrained = [
+            training.random_scores(population, env, details.initializer(program))
+            for population, program in zip(populations, ("", *details.PROGRAMS), strict=True)
+        ]
         return {
             **training.facts(populations[0], env, directory),
             "protocol": ", ".join(["one choice changed", *changes]),
             **training.circumstances(summaries[0]),
             "hours": sum(summary["seconds"] for summary in summaries) / 3600,
             "settings": [
-                entry
-                for population in populations
+                {**entry, "random_score": randoms[entry["name"]]}
+                for population, randoms in zip(populations, untrained, strict=True)
                 for entry in training.entries(population, directory)
             ],
         }

@@ -32,6 +32,11 @@ From ppo1 (https://github.com/openai/baselines, baselines/ppo1), where the paper
 Not as in ppo1:
 - its script anneals the step size linearly, the paper's Table 3 does not, for MuJoCo;
 - it keeps the values of the rollout; here they too are evaluated anew under the new statistics;
+- its script anneals the clipping range with the step size; here it is constant;
+- its Adam divides by sqrt(v) + epsilon before correcting the bias, here after it: in the first
+  updates its epsilon is in effect up to 30 times larger;
+- it takes the first action of a batch from the policy before, and counts the steps of whole
+  episodes only;
 - it has no KL penalties: theirs are the paper's equations 7 and 8, with exact divergences.
 
 Ours:
@@ -103,13 +108,19 @@ class ClippingTable:
             self.whole().training(name).validate()
 
     def whole(self) -> "ClippingTable":
-        """The experiment as it is run: `quick` is an abbreviation."""
+        """The experiment as it is run: `quick` stands for options that are not given."""
         if not self.quick:
             return self
-        names = ("InvertedPendulum", "HalfCheetah")
-        return dataclasses.replace(
-            self, quick=False, environments=names, steps=100_000, seeds=1, points=7
-        )
+        short = {
+            "environments": ("InvertedPendulum", "HalfCheetah"),
+            "steps": 100_000,
+            "seeds": 1,
+            "points": 7,
+            "checkpoint_every": 1,
+        }
+        usual = ClippingTable()
+        left = {k: v for k, v in short.items() if getattr(self, k) == getattr(usual, k)}
+        return dataclasses.replace(self, quick=False, **left)
 
     def training(self, name: str) -> Experiment:
         """The population of one environment."""
@@ -135,6 +146,7 @@ class ClippingTable:
         Goes on where a run that was stopped or killed had been, bit for bit.
         """
         whole, directory = self.whole(), pathlib.Path(directory)
+        training.check_same(self, directory)
         for name in whole.environments:
             file = directory / f"{name}.json"
             if file.exists():
@@ -146,7 +158,7 @@ class ClippingTable:
             env = settings.environment(name, self.engine)
             result = {
                 **training.facts(population, env, directory),
-                "protocol": self.protocol(),
+                "protocol": whole.protocol(),
                 **training.circumstances(summary),
                 "settings": training.entries(population, directory),
             }
@@ -168,6 +180,12 @@ class ClippingTable:
         """Says in words whether this is the paper's protocol, and what is not."""
         pairs = (self.config, settings.CONFIG), (self.hyper, settings.HYPER)
         changes = settings.changes(*pairs) + ["engine=mjx"] * (self.engine == "mjx")
+        usual = ClippingTable()
+        changes += [
+            f"{name}={getattr(self, name)}"
+            for name in ("steps", "seeds")
+            if getattr(self, name) != getattr(usual, name)
+        ]
         return f"not the paper's: {', '.join(changes)}" if changes else "paper"
 
 

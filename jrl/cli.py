@@ -304,7 +304,7 @@ def _prepare(
     parsed = _parse(both, arguments, prog, default=default, description=text)
     try:
         parsed.experiment.validate()
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise UsageError(str(error)) from error
     return parsed.options, parsed.experiment
 

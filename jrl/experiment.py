@@ -185,7 +185,9 @@ class Experiment:
             recorder = Recorder(run, self.tensorboard, self.wandb)
             # A program that calls back cannot be kept in the persistent cache of compilations.
             report = progress.point(plan.steps_per_point) if progress.live else None
-            program: Any = loop.make_program(plan.algorithm, plan.iterations, mesh, report)
+            program: Any = loop.make_program(
+                plan.algorithm, plan.iterations, mesh, report, plan.members
+            )
             compiled = {}
             while done < self.points and not stop.is_set():
                 began, points = time.perf_counter(), min(self.checkpoint_every, self.points - done)

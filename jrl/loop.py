@@ -121,30 +121,42 @@ def place(tree: PyTree, members: int, mesh: Mesh) -> PyTree:
 
 
 def make_program(
-    algorithm: Algorithm, iterations: int, mesh: Mesh | None = None, report: Report | None = None
+    algorithm: Algorithm,
+    iterations: int,
+    mesh: Mesh | None = None,
+    report: Report | None = None,
+    members: int | None = None,
 ) -> Program:
     """Compiles `points` x (`iterations` iterations, then one evaluation) of a population.
 
     The history maps names to (sum[points, members], weight[points, members]); evaluations are
     named "eval/...". With a `mesh` that has an axis "population" the members are split over it.
-    `report` is called after every point while the program runs.
+    `report` is called after every point while the program runs, with means over the first
+    `members`, by default all.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
 
     call = report and _gather(report, 1 if mesh is None else mesh.size)
 
-    def point(members, hps):
+    def real(sums):
+        if members is None or mesh is None:
+            return sums
+        share = jax.tree.leaves(sums)[0].shape[0]
+        counts = jax.lax.axis_index(AXIS) * share + jnp.arange(share) < members
+        return jax.tree.map(lambda x: jnp.where(counts, x, jnp.zeros_like(x)), sums)
+
+    def point(population, hps):
         def body(state, _):
             return jax.vmap(algorithm.iterate)(state, hps)
 
-        state, sums = jax.lax.scan(body, members.state, length=iterations)
-        keys = jax.vmap(jax.random.fold_in)(members.key, members.point)
+        state, sums = jax.lax.scan(body, population.state, length=iterations)
+        keys = jax.vmap(jax.random.fold_in)(population.key, population.point)
         scores = jax.vmap(algorithm.evaluate)(state, keys, hps)
         sums = metrics.total(sums) | {f"eval/{name}": x for name, x in scores.items()}
         if call:
-            jax.debug.callback(call, members.point[0] + 1, metrics.total(sums))
-        return Member(state, members.key, members.point + 1), sums
+            jax.debug.callback(call, population.point[0] + 1, metrics.total(real(sums)))
+        return Member(state, population.key, population.point + 1), sums
 
     if mesh is not None:
         spec = PartitionSpec(AXIS)

@@ -20,7 +20,7 @@ FIRST = ("eval/return", "episode_return", "loss")
 
 
 SETTINGS = 16
-"""Settings whose scores fit on a line."""
+"""Settings whose scores stand on one line."""
 
 
 class Progress:
@@ -99,8 +99,10 @@ class Progress:
             self._bar.update(self._task, completed=step, text=text)
         else:
             self.say(f"step {step:,}/{self.steps:,}  {text}")
-        if scores and 1 < len(scores) <= SETTINGS:
-            self.say("  " + "  ".join(f"{name} {score:.4g}" for name, score in scores.items()))
+        if scores and len(scores) > 1:
+            parts = [f"{name} {score:.4g}" for name, score in scores.items()]
+            for first in range(0, len(parts), SETTINGS):
+                self.say("  " + "  ".join(parts[first : first + SETTINGS]))
 
     def _text(self, step: int, means: dict[str, float], rate: float | None) -> str:
         names = [name for name in FIRST if name in means]

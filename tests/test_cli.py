@@ -382,3 +382,12 @@ def test_an_experiment_runs_from_python(here, capsys):
     assert experiment.run("a", resume=True) == summary
     with pytest.raises(UsageError, match="a exists: resume it or choose another directory"):
         experiment.run("a")
+
+
+def test_a_package_that_an_experiment_lacks_is_one_line(here, capsys):
+    file = here / "experiments" / "lacking.py"
+    lacking = "raise ImportError(\"needs x: pip install 'jrl[x]'\")"
+    file.write_text(TINY.lstrip().replace("def make(config):", f"def make(config):\n    {lacking}"))
+    assert jrl("run", str(file), "--directory", "x") == 2
+    assert capsys.readouterr().err == "jrl: error: needs x: pip install 'jrl[x]'\n"
+    assert not (here / "x").exists()

@@ -50,6 +50,7 @@ def result(env, random, scores, **changes):
                 "scores": [curve[-1] for curve in scores.get(name, [[1.0, 1.0]] * 2)],
                 "curves": scores.get(name, [[1.0, 1.0]] * 2),
                 "skipped": [0.0, 0.0],
+                "random_score": random,
             }
             for name in details.NAMES
         ],
@@ -100,8 +101,9 @@ def test_summary_of_two_files(tmp_path):
     assert (summary["steps"], summary["seeds"], summary["hours"]) == (4096, [0, 1], 1.0)
     assert list(summary["variants"]) == [*details.VARIANTS, *details.PROGRAMS]
     hopper = summary["variants"]["as in the table"]["Hopper"]
-    assert hopper["none"] == {"scores": [300, 200], "collapsed": [False, True]}
-    assert hopper["clip0.2"] == {"scores": [1000, None], "collapsed": [False, False]}
+    none, clip = {"scores": [300, 200]}, {"scores": [1000, None]}
+    assert hopper["none"] == {**none, "collapsed": [False, True], "random": 10}
+    assert hopper["clip0.2"] == {**clip, "collapsed": [False, False], "random": 10}
     assert summary["variants"]["epochs 20"]["Hopper"]["none"]["collapsed"] == [True, False]
     cheetah = summary["variants"]["actions clipped"]["HalfCheetah"]
     assert cheetah["none"]["collapsed"] == [True, False] and set(cheetah) == set(details.SETTINGS)
@@ -218,3 +220,23 @@ def test_the_last_program_begins_orthogonal():
 def test_unknown_environments_are_refused():
     with pytest.raises(ValueError, match="environments: no 'Ant'"):
         runner.ClippingDetails(environments=("Ant",)).validate()
+
+
+def test_every_variant_is_judged_by_its_own_random_policy(tmp_path):
+    """From -158 to -350: a loss for a narrow policy, a gain on the wide one's -640."""
+    data = json.loads(json.dumps(result("HalfCheetah-v5", -640.0, {})))
+    for setting in data["settings"]:
+        setting["curves"], setting["scores"] = [[-158.0, -350.0]] * 2, [-350.0] * 2
+        if setting["name"].startswith("initial log-std"):
+            setting["random_score"] = -158.0
+    (tmp_path / "HalfCheetah.json").write_text(json.dumps(data))
+    summary = details.summarise(tmp_path)
+    rows = {name: cells["HalfCheetah"]["none"] for name, cells in summary["variants"].items()}
+    assert rows["initial log-std -1"]["collapsed"] == [True, True]
+    assert rows["as in the table"]["collapsed"] == [False, False]
+    text = details.to_markdown(summary)
+    assert "Random policy: HalfCheetah -640; initial log-std -1: HalfCheetah -158." in text
+    del data["settings"][0]["random_score"]
+    (tmp_path / "HalfCheetah.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="HalfCheetah.json: as in the table: none.random_score"):
+        details.summarise(tmp_path)

@@ -1,13 +1,22 @@
 """The clipping experiment from the command line: small, killed and gone on with, and its table."""
 
+import dataclasses
 import json
 import pathlib
+import sys
 
 import pytest
 from test_resume import metrics, run, start
 
+from jrl import cli
+from jrl.run_directory import UsageError
+
 ROOT = pathlib.Path(__file__).parent.parent
 FILE = "experiments/ppo_clipping_table.py"
+sys.path.insert(0, str(ROOT / "experiments"))
+
+from ppo_clipping import settings, training  # noqa: E402
+
 SMALL = (
     *("run", FILE, "--environments", "InvertedPendulum", "HalfCheetah"),
     *("--steps", "8192", "--seeds", "1", "--points", "4", "--checkpoint-every", "1"),
@@ -42,6 +51,7 @@ def test_every_environment_leaves_its_scores_and_the_table(whole):
         assert [setting["name"] for setting in result["settings"]] == NAMES
         assert [s["adaptive"] for s in result["settings"]] == [n[:3] == "akl" for n in NAMES]
         assert result["protocol"].startswith("not the paper's: ")
+        assert result["protocol"].endswith("steps=8192, seeds=1")
         for setting in result["settings"]:
             assert len(setting["scores"]) == 1 and len(setting["curves"][0]) == 4
             assert setting["skipped"] == [0.0]
@@ -79,9 +89,42 @@ def test_a_killed_run_goes_on_bitwise(whole, tmp_path):
         assert (half / file).read_text() == (whole[0] / file).read_text()
 
 
-def mistake(capsys, *arguments):
-    from jrl import cli
+def load(**options):
+    return dataclasses.replace(cli.load_experiment(ROOT / FILE), **options)
 
+
+def test_quick_stands_for_what_is_not_given():
+    quick = load(quick=True).whole()
+    assert (quick.environments, quick.steps) == (("InvertedPendulum", "HalfCheetah"), 100_000)
+    assert quick.seeds == 1 and quick.protocol().endswith("steps=100000, seeds=1")
+    own = load(quick=True, seeds=2, environments=("Hopper",)).whole()
+    assert (own.environments, own.steps, own.seeds) == (("Hopper",), 100_000, 2)
+    assert load().protocol() == "paper"
+
+
+def test_results_of_other_options_are_not_mixed(tmp_path):
+    small = load(environments=("Reacher",), steps=2048, points=1)
+    training.check_same(small, tmp_path / "run")
+    training.check_same(dataclasses.replace(small, environments=("Hopper",)), tmp_path / "run")
+    with pytest.raises(UsageError, match="seeds is 3 in .*run and now 5: go on with the same"):
+        dataclasses.replace(small, seeds=5).run(tmp_path / "run", resume=True)
+
+
+def test_the_random_policy_is_played_with_any_sizes():
+    """The minibatches of the training need not divide anything here."""
+    env = settings.environment("Reacher")
+    config = dataclasses.replace(settings.CONFIG, num_envs=128, num_steps=16, eval_episodes=4)
+    hyper = settings.HYPER
+    wide = training.random_score(env, config, hyper, [0, 1])
+    assert -160 < wide < -60
+    # Costs of actions are most of it: those of a narrow policy, or of clipped actions, are less.
+    narrow, inside = {"log_std": -1.0}, {"clip_action": 1.0}
+    for changed in (narrow, inside):
+        score = training.random_score(env, config, dataclasses.replace(hyper, **changed), [0, 1])
+        assert score > 0.8 * wide
+
+
+def mistake(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", FILE, *arguments])
     assert stop.value.code == 2

@@ -125,21 +125,27 @@ def test_spearman_of_a_constant_is_nan():
     assert math.isnan(table.spearman([1, 1, 1], [1, 2, 3])) and math.isnan(table.spearman([1], [2]))
 
 
-def test_missing_runs_are_left_out_and_named(tmp_path):
-    hopper = result("Hopper-v5", {"none": [10.0, None], "clip0.2": [60.0, 110.0]}, random=10.0)
+def test_missing_runs_count_as_the_worst_and_are_named(tmp_path):
+    hopper = result("Hopper-v5", {"none": [60.0, None], "clip0.2": [20.0, 110.0]}, random=10.0)
     summary = table.summarise(read(save(tmp_path, hopper, TWO[1])))
-    assert summary["settings"]["none"]["ours"] == pytest.approx((-0.25 + 0) / 2)
-    assert summary["raw"]["Hopper"]["scores"]["none"] == [10, None]
-    assert "Hopper, none, seed 1: no score, left out of every mean." in summary["notes"]
-    assert "left out of every mean" in table.to_markdown(summary)
+    assert summary["settings"]["none"]["ours"] == pytest.approx((-0.25 + (0.5 + 0.1) / 2) / 2)
+    assert summary["raw"]["Hopper"]["scores"]["none"] == [60, None]
+    assert "Hopper, none, seed 1: no score, counted as the worst run there." in summary["notes"]
+    assert "counted as the worst run there" in table.to_markdown(summary)
 
 
-def test_a_setting_without_any_run_in_an_environment_has_no_score(tmp_path):
+def test_a_setting_that_diverged_altogether_is_the_worst(tmp_path):
     hopper = result("Hopper-v5", {"none": [None, None], "clip0.2": [60.0, 110.0]}, random=10.0)
     summary = table.write(save(tmp_path, hopper, TWO[1]), tmp_path)
-    none = summary["settings"]["none"]
-    assert none["ours"] is none["interval"] is none["rank"] is summary["gap"] is None
-    assert summary["bars"] == {}
+    assert summary["settings"]["none"]["ours"] == pytest.approx((-0.25 + 0.5) / 2)
+    json.dumps(summary, allow_nan=False)
+
+
+def test_an_environment_without_any_score_is_left_out(tmp_path):
+    hopper = result("Hopper-v5", {"none": [None, None], "clip0.2": [None, None]}, random=10.0)
+    summary = table.write(save(tmp_path, hopper, TWO[1]), tmp_path)
+    assert summary["left_out"] == ["Hopper"]
+    assert summary["settings"]["none"]["ours"] == pytest.approx(-0.25)
     json.dumps(summary, allow_nan=False)
 
 

@@ -286,3 +286,19 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
     shutil.rmtree(tmp_path / "half" / "checkpoints" / "4")
     half = five(2).run(tmp_path / "half", resume=True, quiet=True)
     assert finals(half) == pytest.approx(finals(whole), rel=1e-5)
+
+
+def test_what_only_fills_the_devices_up_is_not_reported():
+    algorithm, rates, calls = noise(), jnp.full(5, 0.1), []
+    mesh = loop.make_mesh(5, 4)
+    program = loop.make_program(algorithm, 2, mesh, lambda point, means: calls.append(means), 5)
+    states, rates = (
+        loop.place(x, 5, mesh) for x in (loop.population(algorithm, KEYS[:5], rates), rates)
+    )
+    _, history = program(states, rates, 1)
+    jax.block_until_ready(history)
+    jax.effects_barrier()
+    real = tree.take(jax.tree.map(lambda x: np.asarray(x)[:, :5], history), 0)
+    assert calls[0]["eval/error"] == pytest.approx(
+        float(metrics.mean(metrics.total(real))["eval/error"]), rel=1e-5
+    )

@@ -16,6 +16,7 @@ __all__ = [
     "SETTINGS",
     "VARIANTS",
     "collapsed",
+    "initializer",
     "summarise",
     "to_markdown",
     "write",
@@ -52,6 +53,11 @@ NAMES = tuple(f"{variant}: {label}" for variant in (*VARIANTS, *PROGRAMS) for la
 """Names of all settings of a result."""
 
 
+def initializer(program: str) -> str:
+    """Name of how the networks of a program begin."""
+    return "orthogonal" if program.startswith("orthogonal") else "normc"
+
+
 def collapsed(curve: Sequence[float] | np.ndarray, random: float) -> bool:
     """Says whether a run lost more than half of the best it had been above the random policy.
 
@@ -72,8 +78,9 @@ def summarise(directory: str | pathlib.Path) -> dict[str, Any]:
     """Reads the results that are there; returns plain values.
 
     The keys: `environments` (name -> score of the random policy), `steps`, `seeds`, `hours`,
-    `variants` (variant -> environment -> setting -> `scores` and `collapsed`, of each seed) and
-    `notes`. Raises ValueError for a bad result.
+    `variants` (variant -> environment -> setting -> `scores` and `collapsed`, of each seed, and
+    `random`: a variant's own untrained policy is what its runs are judged by) and `notes`. Raises
+    ValueError for a bad result.
     """
     files, notes = load(directory, NAMES)
     first = next(iter(files.values()))
@@ -81,10 +88,14 @@ def summarise(directory: str | pathlib.Path) -> dict[str, Any]:
     for name in (name for name in NAMES if name in first["settings"]):
         variant, label = name.rsplit(": ", 1)
         for environment, data in files.items():
-            runs, random = data["settings"][name], data["random_score"]
+            runs = data["settings"][name]
+            if "random_score" not in runs:
+                raise ValueError(f"{environment}.json: {name}.random_score: missing")
+            random = runs["random_score"]
             rows.setdefault(variant, {}).setdefault(environment, {})[label] = {
                 "scores": [None if math.isnan(x) else float(x) for x in runs["scores"]],
                 "collapsed": [collapsed(curve, random) for curve in runs["curves"]],
+                "random": random,
             }
     return {
         "environments": {name: data["random_score"] for name, data in files.items()},
@@ -113,7 +124,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
         f"Mean over {seeds} seed{'s' * (seeds > 1)} of the return of the last 100 episodes, after "
         f"{summary['steps']:,} steps; in brackets how many runs lost more than half of what they "
         "had gained over the random policy, or ended below it without ever having been above. "
-        f"Random policy: {random}."
+        f"Random policy: {random}{_others(summary)}."
     )
     lines += ["", note]
     if summary["notes"]:
@@ -129,6 +140,24 @@ def write(results_dir: str | pathlib.Path, output_dir: str | pathlib.Path) -> di
         files["details.png"] = figures.png(figures.details(summary, SETTINGS))
     table.put(files, pathlib.Path(output_dir))
     return summary | {"files": list(files)}
+
+
+def _others(summary: dict[str, Any]) -> str:
+    """Names the variants whose untrained policy is another one."""
+    texts = []
+    for variant, cells in summary["variants"].items():
+        own = {
+            environment: next(iter(runs.values()))["random"] for environment, runs in cells.items()
+        }
+        far = {
+            environment: x
+            for environment, x in own.items()
+            if abs(x - summary["environments"][environment]) > 0.1 * abs(x)
+        }
+        if far:
+            each = ", ".join(f"{environment} {_figures(x)}" for environment, x in far.items())
+            texts.append(f"; {variant}: {each}")
+    return "".join(texts)
 
 
 def _cell(runs: dict[str, Any] | None) -> str:

@@ -1,7 +1,6 @@
 """Episodes of trained policies, for films: the median seed of each setting, from the same start."""
 
 import dataclasses
-import importlib
 import pathlib
 import statistics
 from typing import Any
@@ -66,7 +65,7 @@ def play(
 
 
 def _body(name: str) -> physics.Model:
-    task = importlib.import_module(f"jrl.envs.mujoco.{settings.ENVIRONMENTS[name]}").TASK
+    task = settings.module(name).TASK
     return physics.load(task.xml, task.fields, task.frame_skip)
 
 
@@ -74,18 +73,14 @@ def _player(env: Environment, config: ppo.Config, body: physics.Model):
     """Makes (learner, hp) -> (positions after each step, rewards) of one episode."""
     single = dataclasses.replace(config, num_envs=1, minibatches=1, microbatches=1)
     setup, params = rollout.setup(env, single), env.default_params
-    space = env.action_space(params)
 
     @jax.jit
     def step(learner, hp, key, carry, observation, first, state):
-        policy = ppo.behaviour(setup, learner, hp)
+        policy = ppo.player(setup, learner, hp)
         action_key, env_key = jax.random.split(key)
         action, carry, _ = policy(action_key, carry, observation[None], first[None])
-        action = action[0]
-        clipped = jnp.clip(action, jnp.asarray(space.low), jnp.asarray(space.high))
-        action = jnp.where(hp.clip_action > 0, clipped, action)
         observation, state, reward, terminated, truncated, _ = env.step(
-            env_key, state, action, params
+            env_key, state, action[0], params
         )
         qpos = Readings(state.physics, body.layout)["qpos"]
         return (carry, observation, state, terminated | truncated), (qpos, reward)

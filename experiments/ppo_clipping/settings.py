@@ -95,9 +95,14 @@ def check(names: tuple[str, ...]) -> None:
         raise ValueError("environments: name one or more, each once")
 
 
+def module(name: str) -> Any:
+    """Returns the module of one of the environments."""
+    return importlib.import_module(f"jrl.envs.mujoco.{ENVIRONMENTS[name]}")
+
+
 def environment(name: str, engine: Engine = "auto") -> Environment:
     """Makes one of the environments."""
-    return importlib.import_module(f"jrl.envs.mujoco.{ENVIRONMENTS[name]}").make(engine)
+    return module(name).make(engine)
 
 
 def network(env: Environment, config: ppo.Config, initializer: str = "normc") -> networks.Network:

@@ -19,6 +19,7 @@ from ppo_clipping.results import ENVIRONMENTS, PAPER, Results, read
 __all__ = [
     "average",
     "bootstrap",
+    "counted",
     "normalise",
     "put",
     "spearman",
@@ -90,6 +91,16 @@ def put(files: dict[str, bytes], output: pathlib.Path) -> None:
         os.replace(temporary, output / name)
 
 
+def counted(scores: np.ndarray) -> np.ndarray:
+    """Gives a run without a score the worst of its environment: to diverge is a result too.
+
+    >>> counted(np.array([[[np.nan, 10.0], [20.0, 30.0]]])).tolist()
+    [[[10.0, 10.0], [20.0, 30.0]]]
+    """
+    worst = np.min(np.where(np.isnan(scores), np.inf, scores), axis=(1, 2), keepdims=True)
+    return np.where(np.isnan(scores), np.where(np.isinf(worst), np.nan, worst), scores)
+
+
 def normalise(scores: np.ndarray, random: np.ndarray) -> np.ndarray:
     """Returns `scores[environments, settings, seeds]` with `random` at 0 and the best run at 1.
 
@@ -145,7 +156,7 @@ def summarise(results: Results, resamples: int = RESAMPLES, seed: int = 0) -> di
     and `notes`. Intervals are percentiles of 95 % with
     the scale of each environment held fixed; settings are drawn independently of each other.
     """
-    runs = normalise(results.scores, results.random)
+    runs = normalise(counted(results.scores), results.random)
     scaled = ~np.isnan(runs).all((1, 2))
     left_out = [e for e, kept in zip(results.environments, scaled, strict=True) if not kept]
     runs = runs[scaled].swapaxes(0, 1)

@@ -14,10 +14,19 @@ import numpy as np
 from jrl.algos import ppo
 from jrl.envs.environment import Environment
 from jrl.experiment import Experiment
-from jrl.run_directory import RunDirectory
+from jrl.run_directory import RunDirectory, UsageError, difference, plain
 from ppo_clipping import settings
 
-__all__ = ["circumstances", "entries", "facts", "random_score", "save", "train"]
+__all__ = [
+    "check_same",
+    "circumstances",
+    "entries",
+    "facts",
+    "random_score",
+    "random_scores",
+    "save",
+    "train",
+]
 
 QUANTITIES = ("kl", "kl_q99", "ratio_q1", "ratio_q99", "grad_norm_q50", "grad_norm_q99", "kl_beta")
 """Metrics that a result keeps, as medians over the points of each run."""
@@ -28,6 +37,27 @@ def train(experiment: Experiment, directory: pathlib.Path) -> dict[str, Any]:
     print(experiment.name, flush=True)
     place, command = directory / "training" / experiment.name, f"jrl resume {directory}"
     return experiment.run(place, resume=True, command=command)
+
+
+def check_same(experiment: Any, directory: pathlib.Path) -> None:
+    """Raises UsageError if the run in `directory` was started with other options.
+
+    The environments may be others, and the devices: no result depends on them.
+    """
+    if not (directory / "config.json").exists():
+        RunDirectory.create(directory, plain(experiment))
+        return
+    free = ("environments", "devices")
+    saved, now = (
+        {name: value for name, value in values.items() if name not in free}
+        for values in (RunDirectory(directory).config["values"], plain(experiment))
+    )
+    if found := difference(saved, now):
+        name, old, new = found
+        raise UsageError(
+            f"{name} is {old} in {directory} and now {new}: "
+            "go on with the same options, or start another directory"
+        )
 
 
 def save(file: pathlib.Path, result: dict[str, Any]) -> None:
@@ -94,17 +124,35 @@ def circumstances(summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def random_score(env: Environment, config: ppo.Config, hyper: ppo.Hyper, seeds) -> float:
+def random_score(
+    env: Environment, config: ppo.Config, hyper: ppo.Hyper, seeds, initializer: str = "normc"
+) -> float:
     """Mean return of the untrained policies of all seeds, `config.eval_episodes` each."""
-    raw = dataclasses.replace(config, num_envs=1, normalize_observation=False)
-    random = ppo.make(env, raw, network=settings.network(env, config))
+    raw = dataclasses.replace(
+        config, num_envs=1, minibatches=1, microbatches=1, normalize_observation=False
+    )
+    random = ppo.make(env, raw, network=settings.network(env, config, initializer))
 
     def play(seed):
         key = jax.random.key(seed)
         total, count = random.evaluate(random.init(key, hyper), key, hyper)["return"]
         return total / count
 
-    return float(np.mean(jax.jit(jax.vmap(play))(jnp.array(seeds))))
+    return float(np.mean(jax.jit(jax.vmap(play))(jnp.asarray(list(seeds)))))
+
+
+def random_scores(experiment: Experiment, env: Environment, initializer: str) -> dict[str, float]:
+    """The `random_score` of every setting: first policies differ in width and in what clips them."""
+    seeds = range(experiment.seed, experiment.seed + experiment.seeds)
+    known: dict[tuple, float] = {}
+    scores = {}
+    for label, setting in experiment.settings.items():
+        hyper = dataclasses.replace(experiment.hyper, **setting)
+        first = hyper.log_std, hyper.clip_action
+        if first not in known:
+            known[first] = random_score(env, experiment.config, hyper, seeds, initializer)
+        scores[label] = known[first]
+    return scores
 
 
 def _short(x: float | None) -> float | None:

@@ -25,11 +25,20 @@ from flax import struct
 
 from jrl import metrics as stats
 from jrl import networks, rollout, train, tree
-from jrl.envs.wrappers import clip_action, normalize_reward
+from jrl.envs.wrappers import clip_action, clipped, normalize_reward
 from jrl.losses import policy_gradient, trust_region, value
 from jrl.types import Algorithm, Leaf, check_sizes
 
-__all__ = ["Batch", "Config", "Hyper", "behaviour", "make", "make_objective", "optimizer"]
+__all__ = [
+    "Batch",
+    "Config",
+    "Hyper",
+    "behaviour",
+    "make",
+    "make_objective",
+    "optimizer",
+    "player",
+]
 
 
 class Hyper(struct.PyTreeNode):
@@ -230,7 +239,7 @@ def make(
     train_step = train.make_train_step(grad_fn, optimizer(config))
 
     def evaluate(state, key, hp):
-        return setup.evaluate(key, behaviour(setup, state.train, hp, config.eval_greedy))
+        return setup.evaluate(key, player(setup, state.train, hp, config.eval_greedy))
 
     return Algorithm(
         functools.partial(_init, setup),
@@ -315,6 +324,19 @@ def behaviour(
 ) -> rollout.Policy:
     """Makes the policy of a state of the training: what acts, or with `greedy` its mode."""
     return setup.policy(learner.params, greedy, _encoder(setup, learner.extra, hp))
+
+
+def player(
+    setup: rollout.Setup, learner: train.TrainState, hp: Hyper, greedy: bool = False
+) -> rollout.Policy:
+    """Makes the policy that plays outside of training: clipped as actions were in training."""
+    act, space = behaviour(setup, learner, hp, greedy), setup.env.action_space(setup.env_params)
+
+    def play(key, carry, observation, reset):
+        action, carry, recorded = act(key, carry, observation, reset)
+        return clipped(space, action, hp.clip_action), carry, recorded
+
+    return play
 
 
 def _standardize(advantage, on):

@@ -15,12 +15,13 @@ from flax import struct
 from jrl import metrics, rng, tree
 from jrl.envs.environment import Environment, Step
 from jrl.envs.spaces import Box
-from jrl.types import Key, Leaf, PyTree, Scalar
+from jrl.types import Array, Key, Leaf, PyTree, Scalar
 
 __all__ = [
     "VectorEnvironment",
     "auto_reset",
     "clip_action",
+    "clipped",
     "episode_statistics",
     "normalize_observation",
     "normalize_reward",
@@ -254,14 +255,18 @@ def clip_action(env: VectorEnvironment, on: Scalar = 1.0) -> VectorEnvironment:
     """
 
     def advance(noise, state, action, params):
-        space = env.action_space(params)
-        if hasattr(space, "low"):
-            bounds = (jnp.asarray(space.low), jnp.asarray(space.high))
-            low, high = (jnp.broadcast_to(bound, action.shape) for bound in bounds)
-            action = jnp.where(on > 0, jnp.clip(action, low, high), action)
-        return env.advance(noise, state, action, params)
+        return env.advance(noise, state, clipped(env.action_space(params), action, on), params)
 
     return env._replace(advance=advance)
+
+
+def clipped(space: Any, action: Array, on: Scalar = 1.0) -> Array:
+    """Clips actions `[..., *shape]` to the bounds of a `Box`, as `clip_action` does."""
+    if not hasattr(space, "low"):
+        return action
+    bounds = (jnp.asarray(space.low), jnp.asarray(space.high))
+    low, high = (jnp.broadcast_to(bound, action.shape) for bound in bounds)
+    return jnp.where(on > 0, jnp.clip(action, low, high), action)
 
 
 def normalize_reward(

@@ -151,3 +151,22 @@ def test_an_adaptive_beta_stays_a_number_and_a_fixed_one_as_it_is():
         state, means = trained(learning_rate=0.0, kl_beta=beta, kl_adapt=adapt)
         assert means["kl"] == 0
         np.testing.assert_allclose(state.train.extra["kl"].beta, then, rtol=1e-6)
+
+
+def test_evaluations_clip_actions_as_training_does():
+    """Pendulum clips by itself, so one that charges for what is beyond the bounds tells."""
+    env = pendulum.make()
+
+    def step(key, state, action, params):
+        observation, state, reward, *rest = env.step(key, state, action, params)
+        return observation, state, -jnp.abs(action[0]), *rest
+
+    algorithm = ppo.make(env._replace(step=step), change(SMALL, eval_episodes=32))
+    scores = []
+    for clip in (0.0, 1.0):
+        hp = dataclasses.replace(HYPER, clip_action=clip, log_std=3.0)
+        state = jax.jit(algorithm.init)(jax.random.key(0), hp)
+        score = jax.jit(algorithm.evaluate)(state, jax.random.key(1), hp)
+        scores.append(float(metrics.mean(score)["return"]))
+    # 200 steps at a mean of |N(0, 20)| = 16, and of at most 2.
+    assert scores[0] < -200 * 12 and -200 * 2 <= scores[1] < -200 * 1.5
