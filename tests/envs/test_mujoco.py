@@ -8,12 +8,6 @@ They are those of float32 readings: the states themselves are MuJoCo's doubles, 
 """
 
 import importlib
-import inspect
-import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import gymnasium
 import hypothesis
@@ -25,9 +19,17 @@ import pytest
 from scipy import stats
 
 from jrl.envs import wrappers
-from jrl.envs.mujoco import half_cheetah, hopper, host, inverted_pendulum, native, physics, task
+from jrl.envs.mujoco import (
+    ant,
+    half_cheetah,
+    hopper,
+    host,
+    humanoid,
+    inverted_pendulum,
+    native,
+    physics,
+)
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 NAMES = (
     "ant",
     "half_cheetah",
@@ -64,13 +66,6 @@ def _off(ours, theirs):
     return np.max(np.abs(np.asarray(ours) - theirs) / (1 + np.abs(theirs)))
 
 
-def _call(program, env):
-    """The program of one step as text."""
-    _, state = env.reset(jax.random.key(0), env.default_params)
-    action = jnp.zeros(env.action_space(env.default_params).shape)
-    return str(jax.make_jaxpr(program)(jax.random.key(0), state, action, env.default_params))
-
-
 # Gymnasium
 
 
@@ -80,6 +75,8 @@ def test_trajectories_are_gymnasiums(module, engine):
     params, inner, key = env.default_params, theirs.unwrapped, jax.random.key(0)
     step, reset = jax.jit(env.step), jax.jit(env.reset)
     draw = np.random.default_rng(1)
+    # The callback's states are also compared with the custom call's, below.
+    steps = 1000 if engine == "native" else 200
 
     def begin(seed):
         observation, state = reset(jax.random.key(seed), params)
@@ -89,7 +86,7 @@ def test_trajectories_are_gymnasiums(module, engine):
         return state
 
     state = begin(0)
-    for t in range(1000):
+    for t in range(steps):
         action = draw.normal(size=inner.model.nu).astype(np.float32)
         observation, state, reward, terminated, truncated, _ = step(key, state, action, params)
         expected, expected_reward, *ends, _ = theirs.step(action)
@@ -199,6 +196,65 @@ def test_threads_change_nothing():
         jax.tree.map(np.testing.assert_array_equal, first, other)
 
 
+def test_batches_of_many_sizes_are_not_all_kept():
+    model = physics.load(hopper.TASK.xml, hopper.TASK.fields, hopper.TASK.frame_skip)
+    bodies = [module.make(model, 2) for module in (native, host)]
+    begin = physics.start(bodies[0], jnp.asarray(model.mj.qpos0, jnp.float32), jnp.zeros(6), {})
+    sizes = (*range(1, host.SIZES + 4), 1, 1, 2)
+    state = jax.tree.map(lambda x: np.stack([x] * max(sizes)), jax.device_get(begin))
+    ctrl = np.random.default_rng(0).normal(size=(max(sizes), 3)).astype(np.float32)
+    steps = [jax.vmap(body.step) for body in bodies]
+    expected = jax.device_get(steps[0](state, ctrl))
+    # More than are kept; then those that were dropped, twice.
+    for number in sizes:
+        first, rows = (jax.tree.map(lambda x, n=number: x[:n], x) for x in (state, expected))
+        for step in steps:
+            jax.tree.map(np.testing.assert_array_equal, step(first, ctrl[:number]), rows)
+    idle = host._Host(model, 1)
+    for number in range(20):
+        idle._idle(number % 12).append(number)
+    assert list(idle.batches) == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("field", ["state", "action"])
+def test_what_is_not_finite_is_silent(tmp_path, monkeypatch, capfd, engine, field):
+    monkeypatch.chdir(tmp_path)
+    for module in (hopper, ant):
+        env = module.make(engine)
+        key, params = jax.random.key(0), env.default_params
+        state = jax.jit(env.reset)(key, params)[1]
+        action = jnp.zeros(env.action_space(params).shape)
+        if field == "state":
+            bad = jnp.full_like(state.physics.exact, 0x7FF80000)
+            state = state.replace(physics=state.physics.replace(exact=bad))
+        else:
+            action = jnp.full_like(action, jnp.nan)
+        step = jax.jit(env.step)
+        observation, state, *_ = step(key, state, action, params)
+        assert np.isfinite(observation).all()
+        jax.block_until_ready(step(key, state, action, params))
+    assert capfd.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_in_float64_states_have_the_same_types(engine):
+    key = jax.random.key(0)
+    env = humanoid.make(engine)
+    params = env.default_params
+    types = jax.tree.map(lambda x: (x.shape, x.dtype), jax.jit(env.reset)(key, params))
+    with jax.enable_x64(True):
+        observation, state = jax.jit(env.reset)(key, params)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), (observation, state)) == types
+        action = jnp.ones(env.action_space(params).shape)
+        assert action.dtype == jnp.float64
+        observation, after, *_ = jax.jit(env.step)(key, state, action, params)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), (observation, after)) == types
+    expected = jax.jit(env.step)(key, state, action.astype(jnp.float32), params)[1]
+    jax.tree.map(np.testing.assert_array_equal, after, expected)
+
+
 def test_a_reset_in_a_batch_and_a_time_limit():
     env = wrappers.vectorize(hopper.make(), 4)
     params = env.default_params.replace(max_steps_in_episode=20)
@@ -266,89 +322,3 @@ def test_a_displacement_keeps_its_digits_far_from_the_origin():
     assert float(now.since(then, "qpos")[0]) == pytest.approx(1e-7, rel=1e-3)
     with pytest.raises(KeyError, match="xpos is not read"):
         now["xpos"]
-
-
-# Where something is missing
-
-
-def _unbuilt(monkeypatch, tmp_path, **variables):
-    """A process that has not built the custom call yet, with an empty cache."""
-    monkeypatch.setattr(native, "_library", native._library.__wrapped__)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.mark.parametrize(
-    "variables, reason",
-    [
-        ({"CXX": "no-such-compiler"}, "no C.. compiler .no-such-compiler."),
-        ({"CXX": "", "PATH": ""}, "no C.. compiler .c.., g.., clang...: install one, or set CXX"),
-        ({"CXX": sys.executable}, "failed: "),
-    ],
-)
-def test_without_a_compiler_the_callback_takes_over(monkeypatch, tmp_path, variables, reason):
-    _unbuilt(monkeypatch, tmp_path, **variables)
-    with pytest.raises(native.NativeError, match=reason) as caught:
-        hopper.make("native")
-    assert "\n" not in str(caught.value)
-    assert not native.available()
-    env = hopper.make()
-    assert "pure_callback" in _call(env.step, env)
-
-
-def test_without_a_place_for_the_library_the_callback_takes_over(monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    _unbuilt(monkeypatch, tmp_path / "file")
-    with pytest.raises(native.NativeError, match="set XDG_CACHE_HOME"):
-        hopper.make("native")
-    assert "pure_callback" in _call(hopper.make().step, hopper.make("callback"))
-
-
-def test_with_a_compiler_the_custom_call_is_chosen():
-    assert native.available()
-    env = hopper.make()
-    assert native.TARGET in _call(env.step, env)
-
-
-def test_on_an_accelerator_the_callback_is_chosen(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    env = hopper.make()
-    assert "pure_callback" in _call(env.step, env)
-
-
-def test_an_unknown_engine_is_refused():
-    with pytest.raises(ValueError, match="engine must be one of auto, native, callback, mjx"):
-        # Without the type check of the tests, which would refuse it first.
-        inspect.unwrap(task.environment)(hopper.TASK, "bullet")
-
-
-@pytest.mark.parametrize("name", ["mujoco", "gymnasium"])
-def test_a_missing_package_names_the_extra(monkeypatch, name):
-    monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=rf"{name}.*jrl\[mujoco\]"):
-        physics.load.__wrapped__("hopper.xml", ("qpos",), 4)
-
-
-def test_programs_are_kept_for_the_next_process(tmp_path):
-    code = """
-import json, jax, jax.numpy as jnp
-from jrl.envs.mujoco import hopper
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-env = hopper.make("native")
-state = env.reset(jax.random.key(0), env.default_params)[1]
-step = jax.jit(env.step)
-observation, *_ = step(jax.random.key(0), state, jnp.ones(3), env.default_params)
-print(json.dumps(observation.tolist()))
-"""
-    variables = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
-    seen = []
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=variables
-        )
-        assert done.returncode == 0, done.stderr
-        kept = {x.name for x in tmp_path.iterdir() if not x.name.endswith("-atime")}
-        seen.append((json.loads(done.stdout), kept))
-    assert any("jit_step" in name for name in seen[0][1])
-    assert seen[0] == seen[1], "the second process compiles nothing anew"

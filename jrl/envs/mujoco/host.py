@@ -1,11 +1,12 @@
 """MuJoCo behind a callback to Python: the engine where there is no C++ compiler.
 
 One call steps the whole batch, however many `vmap`s surround it, with `mujoco.batch.Batch`: its
-states are written from those given, and what it has computed is handed back. Bit for bit what the
-custom call of `native.py` does, only slower: a callback costs some hundred microseconds.
+states are written from those given, and what it has computed is handed back. Where contact forces
+are read, and where a reset takes the engine, it is a loop over the batch on one thread. Bit for
+bit what the custom call of `native.py` does, only slower: a callback costs some hundred
+microseconds.
 """
 
-import collections
 import threading
 
 import jax
@@ -16,6 +17,9 @@ from jrl.envs.mujoco.physics import Model, Physics, PhysicsState, engine_module,
 from jrl.types import Array
 
 __all__ = ["make"]
+
+SIZES = 8
+"""Numbers of simulations for which batches are kept: as many programs take turns at full speed."""
 
 
 def make(model: Model, threads: int | None = None) -> Physics:
@@ -47,7 +51,7 @@ class _Host:
 
     def __init__(self, model: Model, threads: int):
         self.model, self.threads = model, threads
-        self.batches = collections.defaultdict(list)
+        self.batches = {}
         self.lock = threading.Lock()
 
     def step(self, exact, ctrl):
@@ -82,7 +86,7 @@ class _Host:
     def _together(self, rows, ctrl):
         nq, nv = self.model.mj.nq, self.model.mj.nv
         with self.lock:
-            idle = self.batches[len(rows)]
+            idle = self._idle(len(rows))
             batch = idle.pop() if idle else None
         if batch is None:
             batch = engine_module("mujoco.batch").Batch(
@@ -90,13 +94,22 @@ class _Host:
             )
         batch.qpos[:], batch.qvel[:] = rows[:, :nq], rows[:, nq : nq + nv]
         batch.qacc_warmstart[:], batch.ctrl[:] = rows[:, nq + nv :], ctrl
+        # MuJoCo prints the first warning of each kind, and keeps it in a file of the user's.
+        batch.warning[..., 1] = 1
         fields = [getattr(batch, name) for name in self.model.fields]
         batch.step(nstep=self.model.frame_skip)
         rows = np.concatenate([batch.qpos, batch.qvel, batch.qacc_warmstart], axis=1)
         readings = np.concatenate([field.reshape(len(rows), -1) for field in fields], axis=1)
         with self.lock:
-            self.batches[len(rows)].append(batch)
+            self._idle(len(rows)).append(batch)
         return rows, readings
+
+    def _idle(self, number):
+        """The batches of one size that nobody uses; with the lock held."""
+        self.batches[number] = idle = self.batches.pop(number, [])
+        if len(self.batches) > SIZES:
+            del self.batches[next(iter(self.batches))]
+        return idle
 
     def _one_by_one(self, rows, ctrl, work=None):
         """For what a batch does not do between its steps."""
@@ -112,6 +125,7 @@ class _Host:
         for row, u in zip(rows, ctrl, strict=True):
             data.qpos[:], data.qvel[:] = row[:nq], row[nq : nq + nv]
             data.qacc_warmstart[:] = row[nq + nv :]
+            data.warning.number[:] = 1
             (work or act)(data, u)
             out.append(np.concatenate([data.qpos, data.qvel, data.qacc_warmstart]))
             fields = [getattr(data, name).reshape(-1) for name in self.model.fields]

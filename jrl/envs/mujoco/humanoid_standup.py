@@ -56,7 +56,6 @@ def make(engine: Engine = "auto") -> Environment:
     """Makes HumanoidStandup-v5; `engine` is explained in `jrl.envs.mujoco.task`.
 
     >>> import jax
-    >>> import jax
     >>> env = make()
     >>> observation, state = env.reset(jax.random.key(0), env.default_params)
     >>> observation.shape, env.action_space(env.default_params).shape

@@ -3,13 +3,15 @@
 // Built by native.py on first use. One `mjBatch` serves one call at a time; calls of several
 // devices at once each get their own.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include <mujoco/mjbatch.h>
@@ -26,13 +28,29 @@ struct Field {
   int size;
 };
 
+using Size = std::pair<int, int>;  // simulations, threads
+constexpr std::size_t kSizes = 8;  // as many programs of a model take turns at full speed
+
 struct Model {
   const mjModel* model;  // Python keeps it alive
   bool contact_forces;
   std::vector<Field> fields;
   int readings;
   std::mutex mutex;
-  std::map<std::pair<int, int>, std::vector<mjBatch*>> idle;  // by (simulations, threads)
+  std::list<std::pair<Size, std::vector<mjBatch*>>> idle;  // the last used first
+
+  // Call it with the mutex locked.
+  std::vector<mjBatch*>& idle_of(Size size) {
+    auto found = std::find_if(idle.begin(), idle.end(),
+                              [&](const auto& entry) { return entry.first == size; });
+    if (found == idle.end()) found = idle.insert(found, {size, {}});
+    idle.splice(idle.begin(), idle, found);
+    if (idle.size() > kSizes) {
+      for (mjBatch* batch : idle.back().second) mjb_deleteBatch(batch);
+      idle.pop_back();
+    }
+    return idle.front().second;
+  }
 };
 
 std::mutex models_mutex;
@@ -54,6 +72,11 @@ struct Job {
   int steps;
 };
 
+// MuJoCo prints the first warning of each kind, and keeps it in a file of the user's directory.
+void silence(mjData* d) {
+  for (mjWarningStat& warning : d->warning) warning.number = 1;
+}
+
 void simulate(const mjModel* m, mjData* d, int i, void* arg) {
   const Job& job = *static_cast<Job*>(arg);
   const std::size_t q = m->nq * sizeof(double), v = m->nv * sizeof(double), row = q + 2 * v;
@@ -62,12 +85,16 @@ void simulate(const mjModel* m, mjData* d, int i, void* arg) {
   std::memcpy(d->qvel, in + q, v);
   std::memcpy(d->qacc_warmstart, in + q + v, v);
   for (int u = 0; u < m->nu; u++) d->ctrl[u] = job.ctrl[static_cast<std::size_t>(i) * m->nu + u];
+  silence(d);
   if (job.steps == 0) {
     mj_forward(m, d);
     // What Gymnasium reads after a reset: contact forces come with the first step.
     mju_zero(d->cfrc_ext, 6 * m->nbody);
   } else {
-    for (int s = 0; s < job.steps; s++) mj_step(m, d);
+    for (int s = 0; s < job.steps; s++) {
+      mj_step(m, d);
+      silence(d);  // a state that is not finite has been reset, and its counts with it
+    }
     if (job.model->contact_forces) mj_rnePostConstraint(m, d);
   }
   char* out = reinterpret_cast<char*>(job.next) + i * row;
@@ -95,11 +122,11 @@ ffi::Error step(ffi::Buffer<ffi::U32> exact, ffi::Buffer<ffi::F32> ctrl,
   if (n == 0) return ffi::Error::Success();
   if (ctrl.element_count() != static_cast<std::size_t>(n) * m->nu)
     return ffi::Error::InvalidArgument("mujoco: states and controls differ in number");
-  const std::pair<int, int> key(n, static_cast<int>(threads));
+  const Size size(n, static_cast<int>(threads));
   mjBatch* batch = nullptr;
   {
     std::lock_guard<std::mutex> lock(model->mutex);
-    auto& idle = model->idle[key];
+    auto& idle = model->idle_of(size);
     if (!idle.empty()) {
       batch = idle.back();
       idle.pop_back();
@@ -108,7 +135,7 @@ ffi::Error step(ffi::Buffer<ffi::U32> exact, ffi::Buffer<ffi::F32> ctrl,
   if (!batch) {
     mjBatchConfig config;
     mjb_defaultConfig(&config);
-    config.nthread = key.second;
+    config.nthread = size.second;
     char error[500] = "";
     batch = mjb_makeBatch(m, n, &config, error, sizeof(error));
     if (!batch) return ffi::Error::Internal(std::string("mujoco: ") + error);
@@ -124,7 +151,7 @@ ffi::Error step(ffi::Buffer<ffi::U32> exact, ffi::Buffer<ffi::F32> ctrl,
   std::string error;
   for (int i = 0; failed && error.empty() && i < n; i++) error = mjb_error(batch, i);
   std::lock_guard<std::mutex> lock(model->mutex);
-  model->idle[key].push_back(batch);
+  model->idle_of(size).push_back(batch);
   return failed ? ffi::Error::Internal("mujoco: " + error) : ffi::Error::Success();
 }
 

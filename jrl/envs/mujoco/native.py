@@ -11,7 +11,9 @@ import functools
 import hashlib
 import os
 import pathlib
+import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 
@@ -22,32 +24,31 @@ import numpy as np
 from jrl.envs.mujoco.physics import Model, Physics, PhysicsState, engine_module, share_of_cores
 from jrl.types import Array
 
-__all__ = ["NativeError", "available", "make"]
+__all__ = ["NativeError", "make", "problem"]
 
 TARGET = "jrl_mujoco_step"
-COMPILERS = ("c++", "g++", "clang++")
+COMPILERS = (["c++"], ["g++"], ["clang++"])
 
 
-class NativeError(RuntimeError):
+class NativeError(ImportError):
     """The custom call cannot be built here; the message says why."""
 
 
-def available() -> bool:
-    """Whether the custom call can be built and loaded here."""
-    try:
-        _library()
-    except NativeError:
-        return False
-    return True
+def problem() -> str | None:
+    """Why the custom call cannot be built or loaded here, or None if it can; tried only once."""
+    made = _library()
+    return made if isinstance(made, str) else None
 
 
 def make(model: Model, threads: int | None = None) -> Physics:
     """Makes the engine that steps all simulations of a call on `threads` threads.
 
     By default the cores are shared between the devices that jax simulates on this CPU. Raises
-    NativeError where there is no compiler.
+    NativeError where it cannot be built, for example without a compiler.
     """
     library = _library()
+    if isinstance(library, str):
+        raise NativeError(library)
     data = _data(model)
     origin = data.qpos.ctypes.data
     offsets = [(getattr(data, name).ctypes.data - origin) // 8 for name in model.fields]
@@ -88,23 +89,22 @@ def _data(model: Model):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
-    """Builds, loads and registers the custom call, once per process."""
+def _library() -> ctypes.CDLL | str:
+    """Builds, loads and registers the custom call, or says why not, once per process."""
     mujoco = engine_module()
     home = pathlib.Path(mujoco.__file__).parent
     engines = sorted(home.glob("libmujoco.so*")) + sorted(home.glob("libmujoco*.dylib"))
     if not engines:
-        raise NativeError(f"no shared library of MuJoCo in {home}")
+        return f"no shared library of MuJoCo in {home}"
     source = pathlib.Path(__file__).with_name("native.cc")
     versions = (source.read_bytes(), mujoco.__version__, jax.lib.__version__, str(engines[0]))
-    name = hashlib.sha256(repr(versions).encode()).hexdigest()[:16]
-    target = _cache() / f"mujoco-{name}.so"
-    if not target.exists():
-        _build(source, target, home / "include", engines[0])
+    name = f"mujoco-{hashlib.sha256(repr(versions).encode()).hexdigest()[:16]}.so"
+    flags = [str(source), f"-I{home}", f"-I{home / 'include'}", f"-I{jax.ffi.include_dir()}"]
+    flags += [str(engines[0]), f"-Wl,-rpath,{home}"]
     try:
-        library = ctypes.CDLL(str(target))
-    except OSError as error:
-        raise NativeError(f"cannot load {target}: {error}") from error
+        library = _load(name, flags)
+    except NativeError as error:
+        return str(error)
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     array = ctypes.POINTER(integer)
     library.jrl_mujoco_register.argtypes = [
@@ -120,28 +120,63 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def _load(name: str, flags: list[str]) -> ctypes.CDLL:
+    """Loads the library from the first place that keeps it, built there if it is not yet."""
+    problems = []
+    for find in (_cache, _temporary):
+        try:
+            target = find() / name
+            if not target.exists():
+                _build(target, flags)
+            return ctypes.CDLL(str(target))
+        except NativeError:
+            raise
+        except (OSError, RuntimeError) as error:
+            problems.append(str(error))
+    raise NativeError(
+        f"no place to build and load from ({'; '.join(problems)}): set XDG_CACHE_HOME"
+    )
+
+
 def _cache() -> pathlib.Path:
     base = os.environ.get("XDG_CACHE_HOME")
-    return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "jrl"
+    place = (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "jrl"
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
-def _build(source: pathlib.Path, target: pathlib.Path, include: pathlib.Path, engine) -> None:
-    names = (os.environ["CXX"],) if os.environ.get("CXX") else COMPILERS
-    compiler = next(filter(shutil.which, names), None)
-    if compiler is None:
-        raise NativeError(f"no C++ compiler ({', '.join(names)}): install one, or set CXX")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise NativeError(f"no place for what is compiled: {error}; set XDG_CACHE_HOME") from error
+def _temporary() -> pathlib.Path:
+    place = pathlib.Path(tempfile.gettempdir()) / f"jrl-{os.getuid()}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    about = place.lstat()
+    # All may write beside it: what another user has left at this name must not be loaded.
+    if about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o077:
+        raise PermissionError(f"{place} is open to other users")
+    return place
+
+
+def _build(target: pathlib.Path, flags: list[str]) -> None:
+    compiler = _compiler()
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         made = pathlib.Path(scratch) / target.name
-        command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", str(source), "-o", str(made)]
-        command += [f"-I{include.parent}", f"-I{include}", f"-I{jax.ffi.include_dir()}"]
-        command += [str(engine), f"-Wl,-rpath,{engine.parent}"]
+        command = [*compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-o", str(made), *flags]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines()
-            raise NativeError(f"{compiler} failed: {lines[0] if lines else done.returncode}")
+            reason = lines[0] if lines else done.returncode
+            raise NativeError(f"{shlex.join(compiler)} failed: {reason}")
         # One rename: two processes that build at once both leave a whole file.
         made.replace(target)
+
+
+def _compiler() -> list[str]:
+    try:
+        chosen = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise NativeError(f"CXX is not a command: {error}") from error
+    commands = [chosen] if chosen else COMPILERS
+    for command in commands:
+        if shutil.which(command[0]):
+            return command
+    names = ", ".join(map(shlex.join, commands))
+    raise NativeError(f"no C++ compiler ({names}): install one, or set CXX")

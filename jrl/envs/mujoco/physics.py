@@ -174,7 +174,8 @@ def start(body: Physics, qpos: Array, qvel: Array, derived: dict[str, Array]) ->
     """Makes the state of a simulation that begins; what `derived` lacks reads as zero."""
     known = {"qpos": qpos, "qvel": qvel, **derived}
     parts = [jnp.asarray(known.get(k, jnp.zeros(s))) for k, s in body.model.layout.items()]
-    high = jnp.concatenate([part.reshape(-1) for part in parts])
+    # Where jax computes in float64, too, a state has the size that its engine hands back.
+    high = jnp.concatenate([part.reshape(-1) for part in parts]).astype(jnp.float32)
     return PhysicsState(body.exact(qpos, qvel), high, jnp.zeros_like(high))
 
 
@@ -186,12 +187,12 @@ def share_of_cores() -> int:
 
 
 def doubles(x: Float[Array, " n"]) -> Array:
-    """Writes float32 numbers as the words of the same doubles, little end first.
+    """Writes numbers, rounded to float32, as the words of the same doubles, little end first.
 
     >>> doubles(jnp.array([1.0, -2.5])).tolist()
     [0, 1072693248, 0, 3221487616]
     """
-    word = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    word = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     sign, exponent = word & jnp.uint32(1 << 31), (word >> jnp.uint32(23)) & jnp.uint32(255)
     mantissa = word & jnp.uint32((1 << 23) - 1)
     # 896 is the difference of the two biases. Subnormal numbers, which XLA flushes, become zero.

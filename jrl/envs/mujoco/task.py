@@ -5,7 +5,9 @@ Each task is a file with the same sections as any environment: `Params`, `draw`,
 """
 
 import dataclasses
+import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -78,10 +80,18 @@ def engine(task: Task, kind: Engine = "auto") -> Physics:
         return mjx.make(model, task.name)
     from jrl.envs.mujoco import host, native
 
-    here = kind == "auto" and jax.default_backend() == "cpu" and native.available()
-    if kind == "native" or here:
-        return native.make(model)
-    return host.make(model)
+    if kind == "auto" and jax.default_backend() == "cpu":
+        problem = native.problem()
+        kind = "callback" if problem else "native"
+        if problem:
+            _warn(problem)
+    return (native if kind == "native" else host).make(model)
+
+
+@functools.cache
+def _warn(problem: str) -> None:
+    """Says once per process why environments are slow."""
+    warnings.warn(f"MuJoCo: {problem}; a slower callback to Python takes its place", stacklevel=2)
 
 
 def environment(task: Task, kind: Engine = "auto") -> Environment:
