@@ -30,7 +30,8 @@ test: $(VENV)/.dev
 # A few files that touch every room, for a second Python or an impatient person.
 SMOKE := tests/test_house.py tests/test_install.py tests/test_train.py tests/test_tree.py \
 	tests/test_distributions.py tests/test_trace_counts.py tests/test_rollout.py tests/test_cli.py \
-	jrl/losses jrl/train.py jrl/loop.py jrl/envs/mujoco tests/envs/test_mujoco.py
+	jrl/losses jrl/train.py jrl/loop.py jrl/envs/mujoco tests/envs/test_mujoco.py \
+	tests/envs/test_mujoco_engines.py
 
 smoke: $(VENV)/.dev
 	$(BIN)/python -m pytest $(SMOKE) -m "not slow" $(ARGS)
