@@ -157,7 +157,8 @@ def _notes(files: dict[str, dict], names: tuple[str, ...]):
             missing = [s for s, x in zip(data["seeds"], setting["scores"], strict=True) if x != x]
             if missing:
                 seeds = ", ".join(map(str, missing))
-                yield f"{environment}, {name}, seed {seeds}: no score, counted as the worst run there."
+                run = f"{environment}, {name}, seed {seeds}"
+                yield f"{run}: no score, counted as the worst run there."
             skipped = setting["skipped"]
             if skipped.any():
                 each = ", ".join(f"{100 * x:.3g}" for x in skipped)

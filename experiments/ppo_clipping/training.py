@@ -142,7 +142,7 @@ def random_score(
 
 
 def random_scores(experiment: Experiment, env: Environment, initializer: str) -> dict[str, float]:
-    """The `random_score` of every setting: first policies differ in width and in what clips them."""
+    """The `random_score` of every setting: they differ by width and by clipping."""
     seeds = range(experiment.seed, experiment.seed + experiment.seeds)
     known: dict[tuple, float] = {}
     scores = {}
