@@ -1,0 +1,1 @@
+"""Language models: the transformer, its weights and tokens, sampling and rewards."""
