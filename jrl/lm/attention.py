@@ -119,7 +119,8 @@ def attend(
     https://arxiv.org/abs/2408.00118. Scores and softmax are float32. A query that sees no key
     (padding) gets the mean of all values, which nobody reads.
 
-    >>> q, k, v = jnp.ones((1, 1, 1, 2)), jnp.ones((1, 1, 2, 2)), jnp.arange(4.0).reshape(1, 1, 2, 2)
+    >>> q, k = jnp.ones((1, 1, 1, 2)), jnp.ones((1, 1, 2, 2))
+    >>> v = jnp.arange(4.0).reshape(1, 1, 2, 2)
     >>> attend(q, k, v, jnp.ones((1, 1, 2), bool), 0.5).ravel()  # both keys alike: the mean
     Array([1., 2.], dtype=float32)
     """
