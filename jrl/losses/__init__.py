@@ -3,6 +3,17 @@
 They know no network, environment, optimizer or configuration; whoever calls them masks and sums.
 """
 
+from jrl.losses.aggregation import TokenWeights, token_weights
+from jrl.losses.direct_alignment import (
+    hinge_dpo_loss,
+    kto_baseline,
+    kto_loss,
+    odds_ratio_loss,
+    orpo_loss,
+    robust_dpo_loss,
+    simpo_loss,
+)
+from jrl.losses.importance import importance_weights
 from jrl.losses.kl import (
     categorical_entropy,
     categorical_kl,
@@ -49,12 +60,23 @@ from jrl.losses.returns import (
     reward_to_go,
     vtrace,
 )
+from jrl.losses.token_policy import cispo_loss, clipped_token_surrogate, sequence_log_ratio
+from jrl.losses.token_returns import (
+    TokenAdvantages,
+    generalized_token_advantages,
+    mask_truncated,
+    overlong_penalty,
+    token_rewards,
+)
 from jrl.losses.tokens import (
     group_advantages,
     group_advantages_by_id,
+    informative_groups,
     masked_mean,
+    masked_sum,
     masked_whiten,
     reward_at_last_token,
+    sequence_sums,
 )
 from jrl.losses.trust_region import (
     KLPenalty,
@@ -89,6 +111,8 @@ __all__ = [
     "ActorCritic",
     "KLPenalty",
     "ProportionalKL",
+    "TokenAdvantages",
+    "TokenWeights",
     "VTrace",
     "accept_step",
     "action_advantages",
@@ -101,7 +125,9 @@ __all__ = [
     "categorical_kl",
     "categorical_projection",
     "categorical_td_target",
+    "cispo_loss",
     "clipped_surrogate",
+    "clipped_token_surrogate",
     "clipped_value_loss",
     "decoupled_clipped_surrogate",
     "deterministic_policy_gradient",
@@ -114,10 +140,14 @@ __all__ = [
     "gaussian_entropy",
     "gaussian_kl",
     "generalized_advantages",
+    "generalized_token_advantages",
     "group_advantages",
     "group_advantages_by_id",
+    "hinge_dpo_loss",
     "huber_loss",
     "implicit_reward",
+    "importance_weights",
+    "informative_groups",
     "init_kl_penalty",
     "init_proportional_kl",
     "ipo_loss",
@@ -128,13 +158,20 @@ __all__ = [
     "kl_penalized_reward",
     "kl_penalized_surrogate",
     "kl_penalty",
+    "kto_baseline",
+    "kto_loss",
     "lambda_returns",
     "leave_one_out_baseline",
     "log_partition",
+    "mask_truncated",
     "masked_mean",
+    "masked_sum",
     "masked_whiten",
     "n_step_returns",
+    "odds_ratio_loss",
     "optimal_log_probs",
+    "orpo_loss",
+    "overlong_penalty",
     "proportional_kl",
     "q_learning_error",
     "quantile_huber_loss",
@@ -145,12 +182,18 @@ __all__ = [
     "reward_of_policy",
     "reward_to_go",
     "rlhf_objective",
+    "robust_dpo_loss",
     "sarsa_error",
+    "sequence_log_ratio",
+    "sequence_sums",
+    "simpo_loss",
     "squared_loss",
     "state_value",
     "state_value_baseline",
     "step_scale",
     "surrogate",
     "td_error",
+    "token_rewards",
+    "token_weights",
     "vtrace",
 ]

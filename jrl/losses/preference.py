@@ -113,8 +113,9 @@ def dpo_loss(
     Source: Rafailov et al. 2023, eq. 7, https://arxiv.org/abs/2305.18290; conservative label
     smoothing, Mitchell 2023, eq. 3, https://ericmitchell.ai/cdpo.pdf.
     Args: log-probabilities summed over the tokens of a response, [*batch] floating; `beta` > 0;
-    `label_smoothing` e in [0, 1/2], the chance that the label is wrong. The `robust` loss of
-    Chowdhury et al. 2024, https://arxiv.org/abs/2403.00409, is the same at e' = -e / (1 - 2 e).
+    `label_smoothing` e in [0, 1/2], the chance that the label is wrong. Only differences from the
+    reference matter: over long responses sum those of the tokens (`masked_sum`) and give zeros for
+    the reference, for the difference of two sums in float32 may have the wrong sign.
     Returns: [*batch]. Raises: AssertionError for unequal shapes or integers.
     Deviation: none; TRL's "sigmoid" accepts a label smoothing and ignores it.
 
@@ -143,8 +144,8 @@ def ipo_loss(
 
     Source: Azar et al. 2024, eq. 17 (with tau = beta), https://arxiv.org/abs/2310.12036.
     Args: as `dpo_loss`. Returns: [*batch]. Raises: AssertionError for unequal shapes or integers.
-    Deviation: none; TRL and AReaL give it log-probabilities divided by the response's length
-    (divide the arguments for that), OpenRLHF sums as here.
+    Deviation: none; OpenRLHF sums as here. TRL and AReaL normalise by length, with each response's
+    own: for that give `masked_mean(log_probs, mask, -1)` for all four in place of sums.
 
     >>> zero, one = jnp.array([0.0]), jnp.array([1.0])
     >>> ipo_loss(one, zero, zero, zero, beta=0.25)

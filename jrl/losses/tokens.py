@@ -3,9 +3,12 @@
 A group is the set of responses drawn for one prompt. It is an axis, `[*batch, group_size]`, with a
 mask for members that are missing, or an integer id per response when groups are ragged. These
 functions couple examples, so they belong into a `prepare(batch)` before minibatches are cut.
+
+A sequence is a row of `[*batch, T]`, or, where several are packed into a row, the tokens of one
+`segment_ids` [*batch, T]: numbered from 1 in each row, 0 for padding.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import chex
 import jax
@@ -16,12 +19,15 @@ from jrl.types import Array, Bool, Float, Int, Scalar
 __all__ = [
     "group_advantages",
     "group_advantages_by_id",
+    "informative_groups",
     "masked_mean",
+    "masked_sum",
     "masked_whiten",
     "reward_at_last_token",
+    "sequence_sums",
 ]
 
-Kind = Literal["grpo", "dr_grpo", "rloo"]
+Kind = Literal["grpo", "dr_grpo", "rloo", "batch_std"]
 
 
 def group_advantages(
@@ -32,20 +38,24 @@ def group_advantages(
 ) -> Float[Array, "*batch N"]:
     """Compares each response with the others of its prompt, in place of a learned value.
 
-        grpo     A_i = (r_i - mean) / (std + eps),    std^2 = sum_j (r_j - mean)^2 / (n - 1)
-        dr_grpo  A_i = r_i - mean
-        rloo     A_i = r_i - mean_{j != i} r_j = n / (n - 1) (r_i - mean)
+        grpo       A_i = (r_i - mean) / (std + eps),    std^2 = sum_j (r_j - mean)^2 / (n - 1)
+        dr_grpo    A_i = r_i - mean
+        rloo       A_i = r_i - mean_{j != i} r_j = n / (n - 1) (r_i - mean)
+        batch_std  A_i = (r_i - mean) / (std + eps), the mean of the group, the std of all rewards
 
     Source: Shao et al. 2024, section 4.1.2, https://arxiv.org/abs/2402.03300; without the std,
     Liu et al. 2025, https://arxiv.org/abs/2503.20783; leave-one-out, Kool et al. 2019 and
-    Ahmadian et al. 2024, section 2, https://arxiv.org/abs/2402.14740.
+    Ahmadian et al. 2024, section 2, https://arxiv.org/abs/2402.14740; the std of the batch, TRL's
+    `scale_rewards="batch"`.
     Args: `rewards` [*batch, N] floating, a group along the last axis; `mask` [*batch, N] bool,
     false for missing members (their rewards may be NaN); `kind` static; `eps` > 0.
     Returns: [*batch, N], zero for missing members.
     Raises: AssertionError for unequal shapes or wrong dtypes, ValueError for another kind.
-    Conventions: the std has n - 1 below (TRL, verl, Tunix); a group of one has no others to be
-    compared with and takes mean 0 and std 1, as in verl, so that its advantage is its reward;
-    equal rewards give exactly zero, which rounding of the mean would not.
+    Conventions: the std has n - 1 below (TRL, verl, Tunix; EasyDeL has n); eps is verl's (TRL has
+    1e-4); a group of one has no others to be compared with and takes mean 0 and std 1, as in
+    verl, so that its advantage is its reward; equal rewards give exactly zero, which rounding of
+    the mean would not. AReaL's normalisation over the batch is `masked_whiten` of the advantages
+    on tokens (with the std + 1e-5 below, in place of a root of a sum).
 
     >>> group_advantages(jnp.array([[1.0, 2.0, 6.0]]), kind="dr_grpo")
     Array([[-2., -1.,  3.]], dtype=float32)
@@ -98,6 +108,43 @@ def group_advantages_by_id(
     return _advantages(rewards, mask, kind, eps, total, lowest)
 
 
+def informative_groups(
+    rewards: Float[Array, "*batch N"], mask: Bool[Array, "*batch N"] | None = None
+) -> Bool[Array, "*batch"]:
+    """Tells which groups have responses of different reward: the others have no gradient.
+
+    Source: the dynamic sampling of Yu et al. 2025, eq. 11, https://arxiv.org/abs/2503.14476.
+    Args: `rewards` [*batch, N] floating; `mask` [*batch, N] bool, false for missing members.
+    Returns: [*batch] bool; false for groups of one and empty ones.
+    Raises: AssertionError for unequal shapes or wrong dtypes.
+
+    >>> informative_groups(jnp.array([[0.0, 1.0], [1.0, 1.0]]))
+    Array([ True, False], dtype=bool)
+    """
+    mask = jnp.ones_like(rewards, bool) if mask is None else mask
+    chex.assert_equal_shape([rewards, mask])
+    chex.assert_type([rewards, mask], [float, bool])
+    highest = jnp.max(jnp.where(mask, rewards, -jnp.inf), axis=-1)
+    return highest > jnp.min(jnp.where(mask, rewards, jnp.inf), axis=-1)
+
+
+def masked_sum(x: Float[Array, "..."], mask: Bool[Array, "..."], axis=None) -> Float[Array, "..."]:
+    """Sums the elements that the mask keeps: `sum(m x)`, the log-probability of a response.
+
+    Source: arithmetic. Where a sum is to be compared with that of a reference, sum the differences
+    of the tokens: a difference of two long sums in float32 may have the wrong sign.
+    Args: `x` floating and `mask` bool of one shape; `axis` as in `jnp.sum`, None for all.
+    Returns: the sums. NaN and inf outside the mask do not matter.
+    Raises: AssertionError for unequal shapes or wrong dtypes.
+
+    >>> masked_sum(jnp.array([[1.0, 3.0, jnp.nan]]), jnp.array([[True, True, False]]), axis=-1)
+    Array([4.], dtype=float32)
+    """
+    chex.assert_equal_shape([x, mask])
+    chex.assert_type([x, mask], [float, bool])
+    return jnp.sum(jnp.where(mask, x, 0), axis=axis)
+
+
 def masked_mean(x: Float[Array, "..."], mask: Bool[Array, "..."], axis=None) -> Float[Array, "..."]:
     """Mean of the elements that the mask keeps: `sum(m x) / sum(m)`.
 
@@ -109,10 +156,40 @@ def masked_mean(x: Float[Array, "..."], mask: Bool[Array, "..."], axis=None) -> 
     >>> masked_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False]))
     Array(2., dtype=float32)
     """
+    total = masked_sum(x, mask, axis)
+    return total / jnp.maximum(jnp.sum(mask, axis=axis, dtype=x.dtype), 1)
+
+
+def sequence_sums(
+    x: Float[Array, "*batch T"],
+    mask: Bool[Array, "*batch T"],
+    segment_ids: Int[Array, "*batch T"] | None = None,
+) -> Float[Array, "*batch T"]:
+    """Sums what the mask keeps of each sequence, and writes the sum on all tokens of it.
+
+    Source: arithmetic; packed rows give what one row per sequence gives.
+    Args: `x` floating and `mask` bool, [*batch, T]; `segment_ids` [*batch, T] integer in 0 .. T.
+    Returns: [*batch, T], zero on padding (segment 0). NaN and inf outside the mask do not matter.
+    Raises: AssertionError for unequal shapes or wrong dtypes.
+
+    >>> x, mask = jnp.array([1.0, 2.0, 4.0, 8.0]), jnp.array([True, True, False, True])
+    >>> sequence_sums(x, mask)
+    Array([11., 11., 11., 11.], dtype=float32)
+    >>> sequence_sums(x, mask, jnp.array([1, 1, 1, 2]))
+    Array([3., 3., 3., 8.], dtype=float32)
+    """
     chex.assert_equal_shape([x, mask])
     chex.assert_type([x, mask], [float, bool])
-    count = jnp.sum(mask, axis=axis, dtype=x.dtype)
-    return jnp.sum(jnp.where(mask, x, 0), axis=axis) / jnp.maximum(count, 1)
+    x = jnp.where(mask, x, 0)
+    if segment_ids is None:
+        return jnp.broadcast_to(jnp.sum(x, axis=-1, keepdims=True), x.shape)
+    chex.assert_equal_shape([x, segment_ids])
+    chex.assert_type(segment_ids, int)
+
+    def row(x, ids):
+        return jax.ops.segment_sum(x, ids, len(ids) + 1).at[0].set(0)[ids]
+
+    return jnp.vectorize(row, signature="(t),(t)->(t)")(x, segment_ids)
 
 
 def masked_whiten(
@@ -167,8 +244,8 @@ def _advantages(rewards, mask, kind, eps, total, lowest):
     chex.assert_equal_shape([rewards, mask])
     chex.assert_type([rewards, mask], [float, bool])
     chex.assert_rank(eps, 0)
-    if kind not in ("grpo", "dr_grpo", "rloo"):
-        raise ValueError(f"kind must be 'grpo', 'dr_grpo' or 'rloo', got {kind!r}")
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
     count = total(mask.astype(rewards.dtype))
     alone = count <= 1
     # Rewards above the group's lowest: their mean is exact when all are equal.
@@ -180,9 +257,15 @@ def _advantages(rewards, mask, kind, eps, total, lowest):
     if kind == "rloo":
         centered = count / others * centered
     if kind == "grpo":
-        variance = total(jnp.square(centered)) / others
-        # The root has no gradient at zero, where it only ever divides zeros.
-        std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
-        centered = centered / (std + eps)
+        centered = centered / (_std(total(jnp.square(centered)) / others) + eps)
         rewards = rewards / (1 + eps)
+    if kind == "batch_std":
+        away = jnp.where(mask, rewards - masked_mean(rewards, mask), 0)
+        scale = _std(jnp.sum(jnp.square(away)) / jnp.maximum(jnp.sum(mask) - 1, 1)) + eps
+        centered, rewards = centered / scale, rewards / scale
     return jnp.where(alone, rewards, centered)
+
+
+def _std(variance):
+    # The root has no gradient at zero, where it only ever divides zeros.
+    return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
