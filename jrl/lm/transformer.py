@@ -12,18 +12,18 @@ features of the MLP, V vocabulary, S length of the cache.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jrl import networks
+from jrl import networks, tree
 from jrl.lm.attention import Cache, attend, causal_mask, rotate, write
 from jrl.lm.config import Config, frequencies
 from jrl.types import Array, Float, Int, Key, Params, PyTree
 
-__all__ = ["Transformer", "init_score_head", "make", "scores"]
+__all__ = ["Transformer", "init_score_head", "make", "scores", "unstack"]
 
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": jax.nn.gelu}
 
@@ -42,7 +42,8 @@ class Transformer(NamedTuple):
     -> (hidden_BxLxD, cache)`: the last features, from which `head(params)` [V, D] makes
     predictions. Positions count from 0 in every row unless given, and by tokens of the same
     segment if packed. Segment 0 is padding. With a cache the tokens are appended to what it
-    holds at their positions, which must be given; segments do not go with it.
+    holds at their positions, which must be given; segments do not go with it. Parameters and a
+    cache that are `unstack`ed run layer after layer in place of a scan.
 
     `logits(params, hidden_BxLxD) -> float32 [B, L, V]`: for a few tokens; `log_probs` has what a
     loss needs without making this array.
@@ -50,7 +51,7 @@ class Transformer(NamedTuple):
 
     config: Config
     init: Callable[[Key], Params]
-    hidden: Callable[..., tuple[Array, Cache | None]]
+    hidden: Callable[..., tuple[Array, Any]]
     head: Callable[[Params], Array]
     logits: Callable[[Params, Array], Array]
 
@@ -251,6 +252,21 @@ def make(config: Config) -> Transformer:
     return Transformer(config, init, hidden, head, logits)
 
 
+def unstack(stacked: PyTree) -> tuple[PyTree, ...]:
+    """Cuts the leading axis of layers: `{**params, "layers": unstack(params["layers"])}`.
+
+    A scan copies the parameters and the cache of each layer before it uses them, which a token at a
+    time notices. Of a cache it makes a tuple of caches of one layer each.
+
+    >>> unstack({"scale": jnp.arange(2.0)})[1]
+    {'scale': Array(1., dtype=float32)}
+    """
+    layers = range(jax.tree.leaves(stacked)[0].shape[0])
+    if isinstance(stacked, Cache):
+        return tuple(tree.take(stacked, slice(i, i + 1)) for i in layers)
+    return tuple(tree.take(stacked, i) for i in layers)
+
+
 def init_score_head(key: Key, config: Config) -> Params:
     """Starts the head of a value function or of a reward model: one number for each token.
 
@@ -271,7 +287,7 @@ def scores(head: Params, hidden_BxLxD: Float[Array, "B L D"]) -> Float[Array, "B
     return y + head["bias"].astype(jnp.float32)
 
 
-def _mask(tokens_BxL, positions_BxL, segment_ids_BxL, cache: Cache | None) -> Mask:
+def _mask(tokens_BxL, positions_BxL, segment_ids_BxL, cache) -> Mask:
     if cache is not None and positions_BxL is None:
         raise ValueError("positions_BxL must be given with a cache: they say where tokens go")
     if cache is not None and segment_ids_BxL is not None:
@@ -283,8 +299,9 @@ def _mask(tokens_BxL, positions_BxL, segment_ids_BxL, cache: Cache | None) -> Ma
             positions_BxL = _positions(segment_ids_BxL)
     if cache is None:
         return Mask(positions_BxL, positions_BxL, segment_ids_BxL)
-    shape = (tokens_BxL.shape[0], cache.length)
-    return Mask(positions_BxL, jnp.broadcast_to(jnp.arange(cache.length), shape), None)
+    length = cache[0].length if isinstance(cache, tuple) else cache.length
+    shape = (tokens_BxL.shape[0], length)
+    return Mask(positions_BxL, jnp.broadcast_to(jnp.arange(length), shape), None)
 
 
 def _positions(segment_ids_BxL: Int[Array, "B L"]) -> Int[Array, "B L"]:
@@ -294,11 +311,18 @@ def _positions(segment_ids_BxL: Int[Array, "B L"]) -> Int[Array, "B L"]:
     return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
 
 
-def _blocks(config: Config, block, params: Params, x_BxLxD, mask: Mask, cache: Cache | None):
+def _blocks(config: Config, block, params: Params, x_BxLxD, mask: Mask, cache):
     """Scans over the layers; the cache is carried, so that each writes into it in place."""
     local = config.rope if config.local_rope is None else config.local_rope
     sliding = config.sliding or (False,) * config.num_layers
     tables = [frequencies(local if slides else config.rope, config.head_dim) for slides in sliding]
+    if isinstance(params, tuple):
+        caches = []
+        for i, one in enumerate((None,) * len(params) if cache is None else cache):
+            layer = Layer(jnp.int32(0), tables[i], jnp.array(sliding[i]))
+            x_BxLxD, one = block(params[i], x_BxLxD, mask, layer, one)
+            caches.append(one)
+        return x_BxLxD, None if cache is None else tuple(caches)
     layers = Layer(jnp.arange(config.num_layers), jnp.stack(tables), jnp.array(sliding))
 
     def body(carry: PyTree, xs):
