@@ -315,18 +315,19 @@ def _blocks(config: Config, block, params: Params, x_BxLxD, mask: Mask, cache):
     """Scans over the layers; the cache is carried, so that each writes into it in place."""
     local = config.rope if config.local_rope is None else config.local_rope
     sliding = config.sliding or (False,) * config.num_layers
-    tables = [frequencies(local if slides else config.rope, config.head_dim) for slides in sliding]
+    tables = jnp.stack([frequencies(rope, config.head_dim) for rope in (config.rope, local)])
     if isinstance(params, tuple):
         caches = []
         for i, one in enumerate((None,) * len(params) if cache is None else cache):
-            layer = Layer(jnp.int32(0), tables[i], jnp.array(sliding[i]))
+            layer = Layer(jnp.int32(0), tables[int(sliding[i])], jnp.array(sliding[i]))
             x_BxLxD, one = block(params[i], x_BxLxD, mask, layer, one)
             caches.append(one)
         return x_BxLxD, None if cache is None else tuple(caches)
-    layers = Layer(jnp.arange(config.num_layers), jnp.stack(tables), jnp.array(sliding))
+    slides = jnp.array(sliding)
+    layers = Layer(jnp.arange(config.num_layers), tables[slides.astype(int)], slides)
 
     def body(carry: PyTree, xs):
-        return block(xs[0], *(carry[0], mask, xs[1], carry[1])), None
+        return block(xs[0], carry[0], mask, xs[1], carry[1]), None
 
     if config.remat != "none":
         body = jax.checkpoint(body, policy=POLICIES[config.remat], prevent_cse=False)
