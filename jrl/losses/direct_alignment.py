@@ -222,6 +222,7 @@ def kto_baseline(
 
 def _log_odds(mean_log_probs):
     """log(p / (1 - p)) of p = exp(x), with every digit at both ends."""
+    chex.assert_type(mean_log_probs, float)
     x = jnp.minimum(mean_log_probs, -1e-7)
     near_one = x > -math.log(2)
     # Each branch gets an argument that it can bear: a gradient passes through both.

@@ -145,7 +145,7 @@ def overlong_penalty(
     `scale` >= 0. Returns: [*batch], not positive.
     Raises: AssertionError for another dtype; ValueError unless 0 < buffer <= max_length.
 
-    >>> mask = jnp.arange(10) < jnp.array([[5], [8], [10]])
+    >>> mask = jnp.arange(10)[None] < jnp.array([[5], [8], [10]])
     >>> overlong_penalty(mask, max_length=10, buffer=4)
     Array([-0. , -0.5, -1. ], dtype=float32)
     """

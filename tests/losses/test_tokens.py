@@ -17,6 +17,7 @@ few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
 wrong = (AssertionError, TypeCheckError)
 kinds = ["grpo", "dr_grpo", "rloo"]
+each_kind = pytest.mark.parametrize("kind", [*kinds, "batch_std"])
 by_axis = jax.jit(tokens.group_advantages, static_argnames="kind")
 by_id = jax.jit(tokens.group_advantages_by_id, static_argnames=("num_groups", "kind"))
 whiten = jax.jit(tokens.masked_whiten, static_argnames="shift_mean")
@@ -86,6 +87,41 @@ def test_ragged_groups_by_mask_and_by_id_equal_the_loop(seed, kind):
 
 @few
 @given(seed=seeds)
+def test_rewards_scaled_by_the_batch_equal_the_loop(seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.uniform(size=(4, 5)) < 0.6
+    mask[0], mask[1:3, 0] = True, True
+    rewards = np.where(mask, rng.normal(1, 3, (4, 5)), np.nan).astype(np.float32)
+    std = np.nanstd(rewards, ddof=1)
+    expected = np.zeros((4, 5), np.float32)
+    for g in range(4):
+        expected[g, mask[g]] = loop(rewards[g, mask[g]], "dr_grpo") / (std + 1e-4)
+    args = jnp.asarray(rewards), jnp.asarray(mask)
+    close(by_axis(*args, kind="batch_std", eps=1e-4), expected, rtol=1e-4, atol=1e-5)
+    flat = [a.reshape(-1) for a in args]
+    ids = jnp.repeat(jnp.arange(4), 5)
+    out = by_id(flat[0], ids, num_groups=4, mask=flat[1], kind="batch_std", eps=1e-4)
+    close(out, expected.reshape(-1), rtol=1e-4, atol=1e-5)
+
+
+@few
+@given(seed=seeds)
+def test_groups_are_informative_where_rewards_differ(seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.uniform(size=(6, 4)) < 0.5
+    rewards = np.where(mask, rng.integers(0, 2, (6, 4)), np.nan).astype(np.float32)
+    expected = [len(set(r[m])) > 1 for r, m in zip(rewards, mask, strict=True)]
+    args = jnp.asarray(rewards), jnp.asarray(mask)
+    informative = jax.jit(tokens.informative_groups)
+    assert informative(*args).tolist() == expected
+    # The others have no advantages to learn from, except for lonely rewards.
+    advantages = np.asarray(by_axis(*args, kind="dr_grpo"))
+    several = mask.sum(-1) > 1
+    assert np.array_equal(np.any(advantages != 0, -1)[several], np.array(expected)[several])
+
+
+@few
+@given(seed=seeds)
 def test_advantages_sum_to_zero_and_leave_one_out_is_rescaled(seed):
     rewards = jnp.asarray(np.random.default_rng(seed).normal(2, 3, (3, 8)), jnp.float32)
     for kind in kinds:
@@ -97,7 +133,7 @@ def test_advantages_sum_to_zero_and_leave_one_out_is_rescaled(seed):
     close(by_axis(10 * rewards + 3), scaled, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", kinds)
+@each_kind
 def test_equal_rewards_give_exactly_zero(kind):
     # A rounded mean of 0.1s, divided by the eps, is an advantage out of nothing.
     rewards = jnp.full((1, 7), 0.1)
@@ -125,7 +161,7 @@ def test_eps_maps_as_a_hyper_parameter():
     close(out[:, 0, 1], np.array([1 / np.sqrt(2), 1 / (np.sqrt(2) + 1)]))
 
 
-@pytest.mark.parametrize("kind", kinds)
+@each_kind
 def test_advantages_have_float64_gradients(kind):
     rewards = np.random.default_rng(0).normal(size=(3, 4))
     mask, ids = np.arange(12).reshape(3, 4) % 5 > 0, np.array([0, 1, 1, 0])
@@ -185,6 +221,46 @@ def test_masked_gradients():
     gradients_hold(lambda x: whiten(x, jnp.asarray(mask)), x)
 
 
+@few
+@given(seed=seeds)
+def test_whitening_is_the_normalisation_of_areal(seed):
+    # (A - mean) / (std + 1e-5) over all tokens of the batch, std with n - 1, sums in float64.
+    rng = np.random.default_rng(seed)
+    mask = rng.uniform(size=(4, 6)) < 0.5
+    mask[:2, 0] = True
+    rewards = rng.normal(size=4)
+    advantages = np.repeat(rewards[:, None], 6, axis=1)
+    kept = advantages[mask]
+    expected = np.where(mask, (advantages - kept.mean()) / (kept.std(ddof=1) + 1e-5), 0)
+    out = whiten(jnp.asarray(advantages, jnp.float32), jnp.asarray(mask))
+    close(out, expected.astype(np.float32), rtol=1e-3, atol=1e-3)
+
+
+# Sums over sequences
+
+
+@few
+@given(seed=seeds)
+def test_sequence_sums_equal_the_loop(seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.uniform(size=(3, 8)) < 0.6
+    x = np.where(mask, rng.normal(size=(3, 8)), np.nan).astype(np.float32)
+    ids = rng.integers(0, 9, (3, 8))
+    expected, whole = np.zeros((2, 3, 8), np.float32)
+    for i, t in np.ndindex(3, 8):
+        whole[i, t] = x[i, mask[i]].sum()
+        if ids[i, t] > 0:
+            expected[i, t] = x[i, mask[i] & (ids[i] == ids[i, t])].sum()
+    sums = jax.jit(tokens.sequence_sums)
+    args = jnp.asarray(x), jnp.asarray(mask)
+    close(sums(*args), whole, atol=1e-5)
+    close(sums(*args, jnp.asarray(ids)), expected, atol=1e-5)
+    close(jax.vmap(sums)(*args, jnp.asarray(ids)), expected, atol=1e-5)
+    close(tokens.masked_sum(*args, axis=-1), whole[:, 0], atol=1e-5)
+    grad = jax.grad(lambda x: sums(x, args[1], jnp.asarray(ids)).sum())(args[0])
+    assert np.all(np.isfinite(grad))
+
+
 # Rewards on tokens
 
 
@@ -240,6 +316,12 @@ def bad_calls():
     yield tokens.group_advantages_by_id, (q, a, 2)
     yield tokens.group_advantages_by_id, (x, x, 2)
     yield tokens.group_advantages_by_id, (x, a[:2], 2)
+    yield tokens.informative_groups, (q, q)
+    yield tokens.informative_groups, (q, m[:2])
+    yield tokens.sequence_sums, (q, q)
+    yield tokens.sequence_sums, (q, m, q)
+    yield tokens.sequence_sums, (q, m, jnp.zeros((3, 1), int))
+    yield tokens.masked_sum, (q, q)
     yield tokens.masked_mean, (q, q)
     yield tokens.masked_mean, (x, m)
     yield tokens.masked_whiten, (a, a > 0)
