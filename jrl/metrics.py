@@ -1,5 +1,7 @@
 """Running statistics that merge, and means kept as (sum, weight) until the last moment."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -7,7 +9,7 @@ from flax import struct
 from jrl import tree
 from jrl.types import Array, Leaf, Metrics, PyTree, Scalar
 
-__all__ = ["RunningStatistics", "mean", "merge", "normalize", "total", "update"]
+__all__ = ["RunningStatistics", "join", "mean", "merge", "normalize", "total", "update"]
 
 
 class RunningStatistics(struct.PyTreeNode):
@@ -83,3 +85,14 @@ def total(metrics: Metrics, axis: int | tuple[int, ...] = 0) -> Metrics:
 def mean(metrics: Metrics) -> dict[str, PyTree]:
     """Divides every sum by its weight; NaN where nothing was counted."""
     return {name: jnp.asarray(s) / jnp.asarray(w) for name, (s, w) in metrics.items()}
+
+
+def join(several: Sequence[Metrics]) -> Metrics:
+    """Adds up dicts of metrics that need not have the same names.
+
+    >>> join([{"a": (1.0, 2.0)}, {"a": (3.0, 2.0), "b": (1.0, 1.0)}])
+    {'a': (4.0, 4.0), 'b': (1.0, 1.0)}
+    """
+    names = dict.fromkeys(name for metrics in several for name in metrics)
+    parts = {name: [metrics[name] for metrics in several if name in metrics] for name in names}
+    return {name: (sum(x[0] for x in xs), sum(x[1] for x in xs)) for name, xs in parts.items()}

@@ -18,6 +18,7 @@ __all__ = [
     "Params",
     "PyTree",
     "Scalar",
+    "Updater",
     "check_sizes",
 ]
 
@@ -47,6 +48,23 @@ class Algorithm(NamedTuple):
     evaluate: Callable[[PyTree, Key, PyTree], Metrics]
     steps_per_iteration: int
     """Environment steps (or examples) that one call of `iterate` consumes."""
+
+
+class Updater(NamedTuple):
+    """What a driver needs of an algorithm whose examples come from outside the program.
+
+    From files, or from a sampler and reward functions. All are pure:
+    `init(key, params, frozen, hp) -> state`; `prepare(state, batch, hp) -> (batch, metrics)` adds
+    the columns that couple examples or need the policy as it was; `update(state, batch, hp) ->
+    (state, metrics)`; `evaluate(state, batch, hp) -> metrics`; `policy(state)` returns the
+    parameters of the whole model, to sample from or to save.
+    """
+
+    init: Callable[..., PyTree]
+    prepare: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, Metrics]]
+    update: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, Metrics]]
+    evaluate: Callable[[PyTree, PyTree, PyTree], Metrics]
+    policy: Callable[[PyTree], Params]
 
 
 def check_sizes(name: str, config: Any) -> None:

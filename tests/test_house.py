@@ -34,6 +34,7 @@ FLOORS = {
     "data": 3,
     "algos": 4,
     "loop": 5,
+    "streams": 5,
     "async_rl": 5,
     "experiment": 5,
     "grid": 5,
@@ -53,6 +54,8 @@ NEIGHBOURS = {
     ("experiment", "grid"): "its settings",
     ("experiment", "progress"): "the same",
     ("experiment", "run_directory"): "the same",
+    ("streams", "progress"): "what it shows",
+    ("streams", "run_directory"): "its files",
     ("cli", "plot"): "`jrl plot` is a command; imported when it is called",
     ("cli", "video"): "the same",
 }
@@ -64,6 +67,8 @@ SPEAKERS = 5
 WRITERS = {
     "checkpoint": "writes when it is told to",
     "envs.mujoco.native": "keeps the library that it compiles",
+    "lm.huggingface": "saves a model when it is told to",
+    "lm.safetensors_files": "the same",
 }
 READERS = {
     "data": "data sets",

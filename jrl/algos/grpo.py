@@ -1,0 +1,300 @@
+"""Group-relative policy optimisation: sampled answers are compared with others to their prompt.
+
+    L(theta) = E_it[-min(r_it A_i, clip(r_it, 1 - eps_low, 1 + eps_high) A_i) + beta KL_it]
+    r_it = pi_theta(y_it) / pi_old(y_it),    A_i = (R_i - mean R) / std R  over the answers' group
+
+Source: Shao et al. 2024, eq. 3 and 4, https://arxiv.org/abs/2402.03300. Settings of `Config` and
+`Hyper` make it RLOO (Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740), Dr. GRPO (Liu et al.
+2025, https://arxiv.org/abs/2503.20783), DAPO (Yu et al. 2025, https://arxiv.org/abs/2503.14476),
+GSPO (Zheng et al. 2025, https://arxiv.org/abs/2507.18071) and CISPO (MiniMax 2025,
+https://arxiv.org/abs/2506.13585); `recipe` those of other libraries.
+
+Deviations: old log-probabilities are the trainer's (or the sampler's with `recompute` off), and the
+ratio of both is a weight on every token; the mean over tokens is DAPO's unless asked otherwise;
+there is no KL penalty unless `beta` is positive, and then its gradient is that of KL(pi || pi_ref)
+(k3 with the gradient of k2), not GRPO's, which is of the other divergence.
+"""
+
+import dataclasses
+import functools
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jrl import metrics, networks, train, tree
+from jrl.lm.optimizer import AdamW, adamw
+from jrl.lm.policy import Policy, RolloutBatch, TokenBatch, by_parts
+from jrl.losses import aggregation, importance, kl, token_policy, token_returns, tokens
+from jrl.types import Leaf, Updater, check_sizes
+
+__all__ = ["Batch", "Config", "Hyper", "make", "make_objective", "recipe"]
+
+ESTIMATORS = {"k1": kl.kl_k1, "k2": kl.kl_k2, "k3": kl.kl_k3, "k3+": kl.kl_k3_plus}
+
+
+class Hyper(AdamW):
+    """Numbers that may differ between runs of one program."""
+
+    learning_rate: Leaf = 1e-6
+    """Largest step size."""
+    eps_low: Leaf = 0.2
+    """How far below 1 a ratio is followed."""
+    eps_high: Leaf = 0.2
+    """How far above 1: more than `eps_low` is DAPO's clip-higher."""
+    dual_clip: Leaf = jnp.inf
+    """Bound of the ratio where the advantage is negative (3 in verl); inf for none."""
+    beta: Leaf = 0.0
+    """Weight of the divergence from the reference."""
+    entropy_coef: Leaf = 0.0
+    """Weight of the entropy bonus."""
+    temperature: Leaf = 1.0
+    """Of sampling, and so of the policy that is trained."""
+    correction_low: Leaf = 0.0
+    """Least weight for the difference between sampler and trainer."""
+    correction_high: Leaf = 2.0
+    """Greatest weight for it."""
+    advantage_eps: Leaf = 1e-6
+    """Added to the standard deviation of a group."""
+    overlong_penalty: Leaf = 0.0
+    """What an answer of the full length loses; see `Config.overlong_buffer`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes and choices, compiled in."""
+
+    updates: int = 1000
+    """Updates of the whole run: what warm-up and annealing refer to."""
+    group_size: int = 8
+    """Answers to each prompt."""
+    max_new_tokens: int = 256
+    """Longest answer: what `constant` divides by, and what overlong answers are measured by."""
+    epochs: int = 1
+    """Passes over each batch of answers."""
+    minibatches: int = 1
+    """Updates of each pass."""
+    microbatches: int = 1
+    """Parts that one update's gradient, and what is computed before it, is accumulated over."""
+    compute_dtype: str = "float32"
+    """What the model computes in, float32 or bfloat16; parameters and sums stay as they are."""
+    loss: Literal["clip", "cispo"] = "clip"
+    """PPO's clipped surrogate, or REINFORCE with clipped weights."""
+    level: Literal["token", "sequence"] = "token"
+    """Ratios of tokens, or of whole answers (GSPO)."""
+    advantage: Literal["grpo", "dr_grpo", "rloo", "batch_std", "whiten"] = "grpo"
+    """What an answer's reward is compared with: its group, or all tokens of the batch (whiten)."""
+    aggregation: Literal["token-mean", "sequence-mean", "constant"] = "token-mean"
+    """What the loss is a mean of: DAPO's, GRPO's and Dr. GRPO's."""
+    kl: Literal["k1", "k2", "k3", "k3+"] = "k3+"
+    """Estimator of the divergence in the loss."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where `beta` charges it. In the loss a token pays for its own divergence, in the reward
+    (k1, of the whole answer, as in RLOO) also for what it makes later tokens cost."""
+    recompute: bool = True
+    """Whether the trainer computes the old log-probabilities; False takes the sampler's."""
+    correction: Literal["none", "truncate", "mask"] = "truncate"
+    """What happens to a weight between sampler and trainer that is out of bounds."""
+    correction_level: Literal["token", "sequence", "sequence-mean"] = "token"
+    """What that weight is of."""
+    mask_truncated: bool = False
+    """Learn nothing from answers that were cut off."""
+    overlong_buffer: int = dataclasses.field(default=0, metadata={"may_be_zero": True})
+    """Last tokens of the length over which `overlong_penalty` grows (DAPO); 0 for none."""
+
+    def validate(self) -> None:
+        """Raises ValueError with the name of the field that does not fit."""
+        check_sizes("config", self)
+        networks.check_dtype(self.compute_dtype)
+        for field in dataclasses.fields(self):
+            choices, value = get_args(field.type), getattr(self, field.name)
+            if choices and value not in choices:
+                names = ", ".join(choices)
+                raise ValueError(f"config.{field.name} must be one of {names}, got {value!r}")
+        if self.overlong_buffer > self.max_new_tokens:
+            raise ValueError(
+                f"config.overlong_buffer={self.overlong_buffer} must be at most "
+                f"max_new_tokens={self.max_new_tokens}"
+            )
+
+
+class Batch(struct.PyTreeNode):
+    """Columns of one batch of answers."""
+
+    text: TokenBatch
+    old_log_probs: Leaf
+    ref_log_probs: Leaf
+    correction: Leaf
+    """What a token's surrogate weighs for having been drawn by the sampler's numbers."""
+    advantage: Leaf
+    weights: aggregation.TokenWeights
+
+
+def make_objective(policy: Policy, config: Config) -> train.Objective:
+    """Makes the objective of the equation above, summed over a (micro)batch."""
+
+    def objective(params, extra, batch: Batch, key, hp):
+        log_probs, entropy = policy.log_probs(params, extra.base, batch.text, hp.temperature)
+        mask, old = batch.text.mask, batch.old_log_probs
+        bounds = (batch.advantage, mask, hp.eps_low, hp.eps_high)
+        if config.loss == "cispo":
+            loss = token_policy.cispo_loss(log_probs, old, *bounds)
+        else:
+            loss = token_policy.clipped_token_surrogate(
+                log_probs, old, *bounds, hp.dual_clip, config.level
+            )
+        divergence = ESTIMATORS[config.kl](log_probs, batch.ref_log_probs)
+        beta = hp.beta if config.kl_in == "loss" else 0.0
+        loss = batch.correction * loss + beta * divergence - hp.entropy_coef * entropy
+        ratio = jnp.exp(log_probs - old)
+        clipped = (ratio < 1 - hp.eps_low) | (ratio > 1 + hp.eps_high)
+        columns = {
+            "kl": kl.kl_k3(log_probs, batch.ref_log_probs),
+            "entropy": entropy,
+            "ratio": ratio,
+            "clipped": clipped.astype(jnp.float32),
+            "approx_kl": kl.kl_k3(old, log_probs),
+        }
+        token, row = batch.weights
+        total = jnp.sum(token * jnp.where(token > 0, loss, 0.0))
+        return train.sum_columns(loss, columns, mask)._replace(total=total, weight=jnp.sum(row))
+
+    return objective
+
+
+def prepare(policy: Policy, config: Config, state: train.TrainState, batch: RolloutBatch, hp):
+    """Computes the columns; returns (`Batch`, metrics)."""
+    text, mask = batch.text, batch.text.mask
+    parts = config.microbatches * config.minibatches
+    current = tree.cast(state.params, config.compute_dtype)
+
+    def ours(part: TokenBatch):
+        return policy.log_probs(current, state.extra.base, part, hp.temperature).log_probs_BxL
+
+    def reference(part: TokenBatch):
+        return policy.reference_log_probs(state.extra, part, hp.temperature)
+
+    sampled = jnp.where(mask, batch.sampler_log_probs, 0.0)
+    old = by_parts(ours, text, parts) if config.recompute else sampled
+    ref = by_parts(reference, text, parts) if _has_reference(state.extra) else old
+    correction = mask.astype(jnp.float32)
+    if config.recompute and config.correction != "none":
+        correction = importance.importance_weights(
+            old,
+            sampled,
+            mask,
+            config.correction_level,
+            config.correction,
+            hp.correction_high,
+            hp.correction_low,
+        )
+    rewards = jnp.where(batch.known, batch.rewards, 0.0)
+    if config.overlong_buffer:
+        rewards = rewards + token_returns.overlong_penalty(
+            mask, config.max_new_tokens, config.overlong_buffer, hp.overlong_penalty
+        )
+    if config.kl_in == "reward":
+        rewards = rewards - hp.beta * tokens.masked_sum(kl.kl_k1(old, ref), mask, axis=-1)
+    groups = len(rewards) // config.group_size
+    advantage = _advantages(config, batch, rewards, groups, hp)
+    kept = mask & batch.known[:, None]
+    if config.mask_truncated:
+        kept = token_returns.mask_truncated(kept, batch.truncated)
+    weights = aggregation.token_weights(kept, config.aggregation, config.max_new_tokens)
+    columns = Batch(text.replace(mask=kept), old, ref, correction, advantage, weights)
+    return columns, _measures(batch, rewards, groups, old, sampled)
+
+
+def make(policy: Policy, config: Config) -> Updater:
+    """Makes the algorithm; `frozen.reference` of its `init` is what `beta` holds it close to.
+
+    Raises ValueError if a field of `config` does not fit, or the reference's shape.
+    """
+    config.validate()
+    per_batch = config.epochs * config.minibatches
+    objective, optimizer = make_objective(policy, config), adamw(config.updates * per_batch)
+    grad_fn = train.gradient(objective, config.microbatches, config.compute_dtype)
+    train_step = train.make_train_step(grad_fn, optimizer)
+
+    def init(key, params, frozen, hp):
+        if _has_reference(frozen):
+            policy.reference(frozen)
+        return train.init(key, params, optimizer, hp, frozen)
+
+    def update(state, batch, hp):
+        key = jax.random.fold_in(state.key, state.step)
+        sizes = (config.epochs, config.minibatches)
+        state, sums = train.train_epochs(train_step, state, batch, key, hp, *sizes)
+        return state, metrics.total(sums, axis=(0, 1))
+
+    def evaluate(state, batch: RolloutBatch, hp):
+        return prepare(policy, config, state, batch, hp)[1]
+
+    def trained(state):
+        return policy.merge(state.params, state.extra.base)
+
+    return Updater(init, functools.partial(prepare, policy, config), update, evaluate, trained)
+
+
+def recipe(like: Literal["trl", "verl", "tunix", "areal"]) -> tuple[Config, Hyper]:
+    """Returns the defaults of another library's GRPO, so that its recipes carry over.
+
+    TRL 1.16, verl 0.9.1, Tunix 0.1.7 and AReaL 2.0 disagree about what the loss is a mean of, the
+    KL penalty, the dual clip, advantages and what is done about the sampler's numbers. What is no
+    number or choice here is not carried over: TRL's and verl's learning rate schedules, and
+    AReaL's KL in the reward. Raises ValueError for another name.
+
+    >>> config, hyper = recipe("verl")
+    >>> config.aggregation, hyper.dual_clip
+    ('token-mean', 3.0)
+    """
+    if like == "trl":
+        config = Config(correction="mask", correction_level="sequence", kl="k3")
+        return config, Hyper(correction_high=3.0, advantage_eps=1e-4)
+    if like == "verl":
+        config = Config(correction="none", kl="k3", group_size=5)
+        return config, Hyper(dual_clip=3.0, weight_decay=0.01)
+    if like == "tunix":
+        # k1 as a loss has no expected gradient: this is what Tunix does, not what one should.
+        config = Config(recompute=False, correction="none", aggregation="sequence-mean", kl="k1")
+        return config, Hyper(beta=0.04)
+    if like == "areal":
+        config = Config(advantage="whiten", correction="mask", minibatches=4)
+        return config, Hyper(learning_rate=2e-5, correction_high=5.0, advantage_eps=1e-5)
+    raise ValueError(f"like must be one of trl, verl, tunix, areal, got {like!r}")
+
+
+def _has_reference(frozen) -> bool:
+    return bool(jax.tree.leaves((frozen.reference, frozen.base)))
+
+
+def _advantages(config: Config, batch: RolloutBatch, rewards, groups: int, hp):
+    if config.advantage != "whiten":
+        kind, eps = config.advantage, hp.advantage_eps
+        ids = batch.group_ids
+        return tokens.group_advantages_by_id(rewards, ids, groups, batch.known, kind, eps)
+    kept = batch.text.mask & batch.known[:, None]
+    return tokens.masked_whiten(jnp.broadcast_to(rewards[:, None], kept.shape), kept)
+
+
+def _measures(batch: RolloutBatch, rewards, groups: int, old, sampled):
+    """What is known before the update: rewards, lengths, and how far sampler and trainer are."""
+    mask, known = batch.text.mask, batch.known
+    answers, tokens_ = jnp.float32(len(known)), jnp.sum(mask, dtype=jnp.float32)
+
+    def count(x):
+        return jnp.sum(x, dtype=jnp.float32)
+
+    highest = jax.ops.segment_max(jnp.where(known, rewards, -jnp.inf), batch.group_ids, groups)
+    lowest = jax.ops.segment_min(jnp.where(known, rewards, jnp.inf), batch.group_ids, groups)
+    gap = jnp.where(mask, old - sampled, 0.0)
+    return {
+        "reward": (jnp.sum(jnp.where(known, batch.rewards, 0.0)), count(known)),
+        "unknown_rewards": (count(~known), answers),
+        "equal_groups": (count(highest <= lowest), jnp.float32(groups)),
+        "length": (tokens_, answers),
+        "truncated": (count(batch.truncated), answers),
+        "sampler_gap": (jnp.max(jnp.abs(gap)), jnp.float32(1)),
+        "sampler_k3": (jnp.sum(jnp.where(mask, kl.kl_k3(sampled, sampled + gap), 0.0)), tokens_),
+    }
