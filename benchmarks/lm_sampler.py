@@ -1,0 +1,179 @@
+"""How many tokens per second does the sampler draw, against transformers.generate?
+
+The same weights (4 layers, width 256, Llama's architecture), prompts of 32 tokens, temperature 1,
+no end of sequence: the numbers of new tokens are given. What counts are tokens that were asked for.
+
+- equal: 16 requests of 256 new tokens each, vocabulary 256.
+- long_tail: 64 requests with numbers of tokens drawn from an exponential distribution of mean 48,
+  at most 256. `transformers` takes them 16 at a time, and each such batch until its longest is
+  done; so does the row `jrl, batches`. `jrl` gives a free slot to the next request.
+- large_vocabulary, filters: 16 requests of 32 new tokens, vocabulary 32 000, without filters and
+  with top-k 50 and top-p 0.9.
+
+    python -m benchmarks.lm_sampler [--quick] [--repeats 5] [--threads 2]
+"""
+
+import dataclasses
+import pathlib
+import sys
+import tempfile
+
+import jax
+import numpy as np
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from benchmarks.common import Options, human, in_turn, optional, quiet_share, save, show, summary
+from jrl.lm import generation, huggingface, sampler, transformer
+from jrl.lm.config import Config
+from jrl.lm.requests import Settings
+
+SLOTS = 16
+PROMPT = 32
+KEY = jax.random.key(0)
+
+
+@dataclasses.dataclass
+class LmSampler(Options):
+    """Options of this benchmark."""
+
+    threads: int = 2
+    """Of torch."""
+
+
+def lengths(scenario: str, quick: bool) -> list[int]:
+    """Returns the number of new tokens of every request."""
+    if scenario == "long_tail":
+        drawn = np.random.default_rng(0).exponential(48, 64).astype(int) + 1
+        return [int(n) for n in np.minimum(drawn, 256)][: 32 if quick else 64]
+    if scenario == "equal":
+        return [16 if quick else 256] * SLOTS
+    return [4 if quick else 32] * SLOTS
+
+
+def models(vocab_size: int):
+    """Returns transformers' model (None without it), and ours with the same weights."""
+    theirs = optional("transformers", "jrl[lm] transformers torch")
+    if theirs is None:
+        return None, *own_model(vocab_size)
+    config = theirs.LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+    )
+    model = theirs.LlamaForCausalLM(config).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        loaded, params = huggingface.load(folder)
+    return model, transformer.make(loaded), params
+
+
+def own_model(vocab_size: int):
+    """Returns our model with weights of its own."""
+    config = Config(
+        vocab_size=vocab_size,
+        num_layers=4,
+        width=256,
+        num_heads=8,
+        num_kv_heads=8,
+        mlp_width=1024,
+        tied=False,
+    )
+    model = transformer.make(config)
+    return model, model.init(KEY)
+
+
+def calls(scenario: str, options: LmSampler) -> tuple[dict, int]:
+    """Returns the rows of a scenario, and the tokens that each of them draws."""
+    new = lengths(scenario, options.quick)
+    vocab_size = 256 if scenario in ("equal", "long_tail") else 32_000
+    filters = {"top_k": 50, "top_p": 0.9} if scenario == "filters" else {}
+    theirs, model, params = models(vocab_size)
+    prompts = np.random.default_rng(1).integers(0, vocab_size, (len(new), PROMPT))
+    config = sampler.Config(slots=SLOTS, length=PROMPT + max(new), queue=64, buckets=(PROMPT,))
+    slots = sampler.make(model, config)
+    settings = [Settings(n, **filters) for n in new]
+
+    def refill():
+        found = generation.generate(slots, params, prompts, KEY, settings)
+        assert [len(x.tokens) for x in found] == new
+
+    def batches():
+        for i in range(0, len(new), SLOTS):
+            now = slice(i, i + SLOTS)
+            generation.generate(slots, params, prompts[now], KEY, settings[now])
+
+    rows = {"jrl": refill}
+    if len(new) > SLOTS:
+        rows["jrl, batches"] = batches
+    if theirs is not None:
+        rows["transformers"] = lambda: run_theirs(theirs, prompts, new, filters, options.threads)
+    return rows, sum(new)
+
+
+def run_theirs(model, prompts, new, filters, threads):
+    """Completes batches of prompts, each until the longest is done."""
+    import torch
+
+    torch.set_num_threads(threads)
+    for i in range(0, len(new), SLOTS):
+        tokens, most = torch.from_numpy(prompts[i : i + SLOTS]), max(new[i : i + SLOTS])
+        found = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=most,
+            min_new_tokens=most,
+            do_sample=True,
+            pad_token_id=0,
+            **({"top_k": 0, "top_p": 1.0} | filters),
+        )
+        assert found.shape[1] == PROMPT + most
+
+
+def main(options: LmSampler) -> None:
+    """Measures all scenarios."""
+    results, table = [], []
+    for scenario in ("equal", "long_tail", "large_vocabulary", "filters"):
+        rows, tokens = calls(scenario, options)
+        with quiet_share() as share:
+            seconds = in_turn(rows, options.repeats)
+        new = lengths(scenario, options.quick)
+        rates = {name: summary([tokens / s for s in x]) for name, x in seconds.items()}
+        results.append(
+            {
+                "scenario": scenario,
+                "requests": len(new),
+                "new_tokens": tokens,
+                "max_over_mean": round(max(new) * len(new) / tokens, 2),
+                "tokens_per_second": rates,
+                "threads_of_torch": options.threads,
+                "foreign": share.foreign,
+            }
+        )
+        for name, rate in rates.items():
+            ratio = rates["jrl"]["median"] / rate["median"]
+            cells = [human(rate["median"]), f"{human(rate['min'])}-{human(rate['max'])}"]
+            table.append([scenario, name, *cells, f"{ratio:.2f}", share.foreign])
+    header = ["scenario", "row", "tokens/s", "range", "jrl is faster by", "foreign"]
+    show("sampler: tokens per second, medians", header, table)
+    save("lm_sampler", {"results": results, "versions": versions()}, options)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the peers."""
+    import importlib.metadata as metadata
+
+    names = {x.metadata["Name"] for x in metadata.distributions()}
+    return {name: metadata.version(name) for name in ("torch", "transformers") if name in names}
+
+
+if __name__ == "__main__":
+    import tyro
+
+    main(tyro.cli(LmSampler))
