@@ -147,8 +147,8 @@ class Loader:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes to the place that `get_state` returned, in a loader of the same settings.
 
-        Raises: ValueError naming the first setting that differs, or if this number of processes
-        does not divide the position.
+        Raises: ValueError naming the first setting that differs, if this number of processes does
+        not divide the position, or if that is beyond the last epoch.
         """
         for name, value in self._settings().items():
             saved = state["settings"].get(name)
@@ -163,7 +163,12 @@ class Loader:
                 f"process_count={scale} does not divide the position {state['position']} of the "
                 "state: choose one that does"
             )
-        self._position = state["position"] // scale
+        position = state["position"] // scale
+        if position + bool(state["row"]) > self._steps:
+            raise ValueError(
+                f"epochs={self.config.epochs} end before the place of the state: choose more"
+            )
+        self._position = position
         self._counts = dict(state["counts"])
         self._before = (self._position, dict(self._counts))
         self._rows, self._row, self._dropped_in_a_row = [], 0, 0
