@@ -72,7 +72,10 @@ def draw(
     uniform_B = jax.vmap(jax.random.uniform)(keys_B)
     kept_BxV = jnp.where(z_BxV >= least_B[:, None], all_BxV, 0.0)
     drawn_B, total_B = _invert(kept_BxV, uniform_B)
-    tokens_B = jnp.where(greedy, jnp.argmax(logits_BxV, axis=-1), drawn_B).astype(jnp.int32)
+    # What argmax returns; on a CPU that takes ten times as long.
+    index_V = jnp.arange(z_BxV.shape[-1])[None]
+    largest_B = jnp.min(jnp.where(z_BxV == top_B[:, None], index_V, z_BxV.shape[-1] - 1), axis=-1)
+    tokens_B = jnp.where(greedy, largest_B, drawn_B).astype(jnp.int32)
 
     def of_tokens(x_BxV):
         return jnp.take_along_axis(x_BxV, tokens_B[:, None], axis=-1)[:, 0]
