@@ -121,7 +121,8 @@ def test_kl_in_the_loss_does_not_see_what_later_tokens_cost():
     hp = grpo.Hyper(learning_rate=3e-3, anneal=1.0, beta=BETA)
     in_loss = optimise(of_answers(2, advantage="dr_grpo"), 2, 0, hp)
     in_reward = optimise(of_answers(2, advantage="dr_grpo", kl_in="reward"), 2, 0, hp)
-    assert in_reward < 0.01 < in_loss
+    assert in_reward < 1e-4
+    assert 10 * in_reward < in_loss < 0.01
 
 
 @pytest.mark.parametrize("length", [1, 2])
@@ -177,7 +178,7 @@ def test_dpo_from_preferences(length, seed):
 
 def test_reward_model_recovers_rewards_up_to_a_constant():
     task = Task(2, 0)
-    updater, hp = reward_model.make(POLICY, reward_model.Config(updates=2000)), None
+    updater = reward_model.make(POLICY, reward_model.Config(updates=2000))
     hp = reward_model.Hyper(learning_rate=3e-3, anneal=1.0)
     head = transformer.init_score_head(jax.random.key(1), MODEL.config)
     state = start(updater, {"trunk": task.ref, "score": head}, Frozen(), hp)
@@ -192,7 +193,7 @@ def test_reward_model_recovers_rewards_up_to_a_constant():
 def test_sft_ends_in_the_distribution_of_its_data():
     task = Task(2, 0)
     target = jnp.asarray(task.optimum())
-    updater, hp = sft.make(POLICY, sft.Config(updates=600)), sft.Hyper(learning_rate=3e-3, anneal=1)
+    updater, hp = sft.make(POLICY, sft.Config(updates=600)), sft.Hyper(learning_rate=3e-3)
     state = start(updater, task.ref, Frozen(), hp)
 
     def draw(key, params):
