@@ -123,6 +123,19 @@ class Config:
             )
         if any(self.sliding) and self.window is None:
             raise ValueError("config.window must be given: config.sliding has layers that slide")
+        for name, rope in (("rope", self.rope), ("local_rope", self.local_rope)):
+            if rope is None:
+                continue
+            if rope.scaling not in ("none", "linear", "llama3"):
+                raise ValueError(
+                    f"config.{name}.scaling must be one of none, linear, llama3, "
+                    f"got {rope.scaling!r}"
+                )
+            for field in ("theta", "factor"):
+                if getattr(rope, field) <= 0:
+                    raise ValueError(
+                        f"config.{name}.{field} must be positive, got {getattr(rope, field)}"
+                    )
         for name, choices in (
             ("activation", ("silu", "gelu_tanh")),
             ("attention", ("xla", "cudnn")),
