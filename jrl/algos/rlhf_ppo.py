@@ -27,7 +27,7 @@ from jrl.lm import transformer
 from jrl.lm.optimizer import AdamW, adamw
 from jrl.lm.policy import Frozen, Policy, RolloutBatch, TokenBatch, by_parts, last_score
 from jrl.losses import kl, token_policy, token_returns, tokens, trust_region, value
-from jrl.types import Leaf, Updater, check_sizes
+from jrl.types import Key, Leaf, Params, Updater, check_sizes
 
 __all__ = ["Batch", "Config", "Extra", "Hyper", "init_value", "make", "make_objective"]
 
@@ -115,7 +115,7 @@ class Batch(struct.PyTreeNode):
     """[B] bool"""
 
 
-def init_value(policy: Policy, config: Config, key, trunk):
+def init_value(policy: Policy, config: Config, key: Key, trunk: Params) -> Params:
     """Starts the value model: a head, and a copy of `trunk` (a reward model's, or the policy's).
 
     Parameters of the algorithm are {"policy": ..., "value": this}.

@@ -16,7 +16,7 @@ from jrl.lm import log_probs, transformer
 from jrl.lm.log_probs import TokenLogProbs
 from jrl.lm.transformer import Transformer
 from jrl.losses.tokens import reward_at_last_token
-from jrl.types import Array, Float, Leaf, Params, PyTree, Scalar
+from jrl.types import Array, Bool, Float, Leaf, Params, PyTree, Scalar
 
 __all__ = [
     "Frozen",
@@ -49,7 +49,7 @@ class PreferenceBatch(struct.PyTreeNode):
     rejected: TokenBatch
 
 
-def whole(params: Params, base: Params) -> Params:
+def _whole(params: Params, base: Params) -> Params:
     """The parameters that are trained are all there are."""
     return params
 
@@ -89,7 +89,7 @@ class Policy(NamedTuple):
     """
 
     model: Transformer
-    merge: Callable[[Params, Params], Params] = whole
+    merge: Callable[[Params, Params], Params] = _whole
 
     def hidden(self, params: Params, base: Params, batch: TokenBatch) -> Float[Array, "B L D"]:
         """Returns the last features of every token."""
@@ -131,12 +131,14 @@ class Policy(NamedTuple):
         self, frozen: Frozen, batch: TokenBatch, temperature: Scalar = 1.0
     ) -> Float[Array, "B L"]:
         """Returns the reference's log-probabilities of the tokens, without a gradient."""
-        plain = self._replace(merge=whole)
+        plain = self._replace(merge=_whole)
         params = jax.lax.stop_gradient(self.reference(frozen))
         return plain.log_probs(params, (), batch, temperature).log_probs_BxL
 
 
-def last_score(head: Params, hidden_BxLxD: Float[Array, "B L D"], mask) -> Float[Array, " B"]:
+def last_score(
+    head: Params, hidden_BxLxD: Float[Array, "B L D"], mask: Bool[Array, "B L"]
+) -> Float[Array, " B"]:
     """Reads a score head at the last token of the mask of each row: what a reward model says."""
     scores = transformer.scores(head, hidden_BxLxD)
     return jnp.sum(reward_at_last_token(jnp.ones_like(scores[:, 0]), mask) * scores, axis=1)

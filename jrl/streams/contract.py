@@ -1,7 +1,7 @@
 """What a run of a stream experiment is made of: a task, which starts a stream and an updater."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jrl.lm.policy import Frozen
 from jrl.types import Metrics, Params, PyTree, Updater
@@ -18,6 +18,7 @@ class Drawn(NamedTuple):
     """For the eye: they are printed and kept in samples.jsonl."""
 
 
+@runtime_checkable
 class Stream(Protocol):
     """Where batches come from. `policy()` returns the parameters of the whole model, as it is."""
 
@@ -51,6 +52,7 @@ class Start(NamedTuple):
     stream: Stream
 
 
+@runtime_checkable
 class Task(Protocol):
     """What an experiment is about: the model, the data, the rewards."""
 
