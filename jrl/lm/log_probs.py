@@ -116,8 +116,8 @@ def _check(hidden, head, targets, temperature, softcap, chunk):
 
 
 # Parts of the vocabulary, not of the tokens: a part's gradient of the head is then a finished
-# product over all tokens (no float32 copy of the head to add to, and on a mesh every part is reduced
-# once, not the whole head per slice), and the tokens are never cut across a sharded axis. Part i has
+# product over all tokens (no float32 copy of the head to add to, and on a mesh a part is reduced
+# once, not the whole head per slice), and tokens are never cut across a sharded axis. Part i has
 # the columns i, i + n, i + 2n, ... so that every device of a sharded vocabulary has its share of
 # every part. B and L become one axis inside: the CPU's matrix product transposes a copy of the
 # logits otherwise. A sharded B stays sharded, it is the leading factor; a sharded L is gathered
