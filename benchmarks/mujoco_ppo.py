@@ -81,8 +81,10 @@ def worker(python: pathlib.Path | None, name: str) -> Iterator[Callable[[str], C
     def ask(peer: str) -> dict:
         process.stdin.write(peer + "\n")
         process.stdin.flush()
-        line = next(line for line in iter(process.stdout.readline, "") if line.startswith("{"))
-        return json.loads(line)
+        for line in iter(process.stdout.readline, ""):
+            if line.startswith("{"):
+                return json.loads(line)
+        raise RuntimeError(f"{python} {script} {name} ended: run it by hand to see why")
 
     def make(peer: str) -> Callable | None:
         first = ask(peer)

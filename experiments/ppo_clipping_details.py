@@ -12,8 +12,13 @@ initialisation are compiled in, so that those three are programs of nine runs. R
 by a wrapper that is always there and switched off by `scale_reward`. A run has collapsed when it
 ends with less than half of the best it had gained over the random policy.
 
-Command: jrl run experiments/ppo_clipping_details.py         (hours on two cores)
+Result (collapsed runs of 180): none 70, clip 0.2 1, fixed 1 4. HalfCheetah without clipping ends at
+-175, and far below the random policy (-652) without standardised advantages: -340045, with
+gradients bounded at 0.5: -1615, with raw observations: -1111. More in docs/clipping_table.md.
+
+Command: jrl run experiments/ppo_clipping_details.py         (2 h 9 min)
          jrl run experiments/ppo_clipping_details.py --steps 100000 --seeds 1 --points 7
+Machine: 2 CPU cores of an AMD EPYC, shared with other work. Seeds: 0, 1, 2.
 """
 
 import dataclasses

@@ -139,7 +139,7 @@ def write(results_dir: str | pathlib.Path, output_dir: str | pathlib.Path) -> di
     if figures.available():
         files["details.png"] = figures.png(figures.details(summary, SETTINGS))
     table.put(files, pathlib.Path(output_dir))
-    return summary | {"files": list(files)}
+    return summary | {"files": list(files)} | figures.left_out()
 
 
 def _others(summary: dict[str, Any]) -> str:

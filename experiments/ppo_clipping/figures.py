@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["available", "curves", "details", "png", "scores"]
+__all__ = ["available", "curves", "details", "left_out", "png", "scores"]
 
 PAPER_COLOUR, OUR_COLOUR = "#B8B8B8", "#0072B2"
 
@@ -29,6 +29,11 @@ SHADES = {
 def available() -> bool:
     """Says whether matplotlib is installed; does not import it."""
     return importlib.util.find_spec("matplotlib") is not None
+
+
+def left_out() -> dict[str, str]:
+    """Says in a summary that there are no figures, and why; nothing where there are."""
+    return {} if available() else {"figures": "left out, pip install 'jrl[plots]' for them"}
 
 
 def png(figure: "Figure") -> bytes:

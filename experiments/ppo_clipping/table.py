@@ -79,7 +79,7 @@ def write(results_dir: str | pathlib.Path, output_dir: str | pathlib.Path) -> di
         files["scores.png"] = figures.png(figures.scores(summary))
         files["curves.png"] = figures.png(figures.curves(results, summary["coverage"]))
     put(files, pathlib.Path(output_dir))
-    return summary | {"files": list(files)}
+    return summary | {"files": list(files)} | figures.left_out()
 
 
 def put(files: dict[str, bytes], output: pathlib.Path) -> None:
