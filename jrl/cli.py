@@ -363,7 +363,7 @@ def _show(summary: dict[str, Any]) -> None:
     if not (isinstance(rows, list) and all(isinstance(r, dict) and r.get("return") for r in rows)):
         for name, value in summary.items():
             if isinstance(value, str | int | float):
-                print(f"{name}: {value}")
+                print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
         return
     from rich.console import Console
     from rich.table import Table

@@ -343,8 +343,15 @@ def test_everything_is_written_whole(tmp_path):
 
 def test_without_matplotlib_there_are_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "available", lambda: False)
-    files = table.write(save(tmp_path, *TWO), tmp_path / "out")["files"]
-    assert files == ["table.md", "table.csv", "table.tex"]
+    summary = table.write(save(tmp_path, *TWO), tmp_path / "out")
+    assert summary["files"] == ["table.md", "table.csv", "table.tex"]
+    assert "jrl[plots]" in summary["figures"]
+
+
+def test_scores_in_a_line(tmp_path):
+    summary = table.write(save(tmp_path, *whole()), tmp_path)
+    first, ours = summary["scores"].split(", ")[0], summary["settings"]["none"]["ours"]
+    assert first == f"none {ours:.2f} (-0.39)" and summary["scores"].count(",") == 10
 
 
 def test_bar_chart(tmp_path):

@@ -79,7 +79,8 @@ def write(results_dir: str | pathlib.Path, output_dir: str | pathlib.Path) -> di
         files["scores.png"] = figures.png(figures.scores(summary))
         files["curves.png"] = figures.png(figures.curves(results, summary["coverage"]))
     put(files, pathlib.Path(output_dir))
-    return summary | {"files": list(files)} | figures.left_out()
+    scores = {"scores": _in_a_line(summary)}
+    return summary | scores | {"files": list(files)} | figures.left_out()
 
 
 def put(files: dict[str, bytes], output: pathlib.Path) -> None:
@@ -385,3 +386,10 @@ def _tex(text: str) -> str:
 
 def _negative(word: str) -> bool:
     return word.startswith("-") and word[1:2].isdigit()
+
+
+def _in_a_line(summary: dict) -> str:
+    """All settings and their scores, the paper's in brackets, for the screen."""
+    rows = summary["settings"].items()
+    known = ((name, row) for name, row in rows if row["ours"] is not None)
+    return ", ".join(f"{name} {row['ours']:.2f} ({row['paper']:.2f})" for name, row in known)
