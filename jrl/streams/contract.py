@@ -1,21 +1,32 @@
 """What a run of a stream experiment is made of: a task, which starts a stream and an updater."""
 
-from collections.abc import Callable, Iterable
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jrl.lm.policy import Frozen
 from jrl.types import Metrics, Params, PyTree, Updater
 
-__all__ = ["Drawn", "Start", "Stream", "Task"]
+__all__ = ["Drawn", "Held", "Start", "Stream", "Task"]
+
+Samples = Iterable[dict[str, Any]]
+"""For the eye: they are printed and kept in samples.jsonl."""
 
 
 class Drawn(NamedTuple):
-    """What a stream gave: a batch, what was measured on the way, and samples to show."""
+    """What a stream gave for an update: a batch, and what was measured on the way."""
 
     batch: PyTree
     metrics: Metrics = {}
-    samples: Iterable[dict[str, Any]] = ()
-    """For the eye: they are printed and kept in samples.jsonl."""
+    samples: Samples = ()
+
+
+class Held(NamedTuple):
+    """What a stream found on held-out data; the updater's `evaluate` measures the batches."""
+
+    batches: Sequence[PyTree] = ()
+    metrics: Metrics = {}
+    samples: Samples = ()
 
 
 @runtime_checkable
@@ -26,8 +37,8 @@ class Stream(Protocol):
         """Draws the batch of an update; the same place and update give the same batch."""
         ...
 
-    def evaluate(self, policy: Callable[[], Params]) -> Drawn:
-        """Measures on held-out data; a batch that is not None goes to the updater's `evaluate`."""
+    def evaluate(self, policy: Callable[[], Params]) -> Held:
+        """Measures on held-out data."""
         ...
 
     def state(self) -> Any:
@@ -50,16 +61,18 @@ class Start(NamedTuple):
     params: Params
     frozen: Frozen
     stream: Stream
+    save: Callable[[Params, pathlib.Path], None]
+    """Writes what `updater.policy` returns to a Hugging Face folder."""
 
 
 @runtime_checkable
 class Task(Protocol):
     """What an experiment is about: the model, the data, the rewards."""
 
-    def validate(self, config: Any) -> None:
-        """Raises ValueError with one line that names the field and the fix; loads nothing."""
+    def validate(self, config: Any, hyper: Any) -> None:
+        """Raises ValueError with one line that names the field and the fix; loads no weights."""
         ...
 
-    def start(self, config: Any, seed: int, mesh: Any = None) -> Start:
-        """Loads the model and opens the data."""
+    def start(self, config: Any, hyper: Any, seed: int) -> Start:
+        """Loads the model and opens the data. Raises ValueError where these do not fit."""
         ...

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from jrl.data.loader import Loader
 from jrl.lm.policy import PreferenceBatch, TokenBatch
-from jrl.streams.contract import Drawn
+from jrl.streams.asking import Exam
+from jrl.streams.contract import Drawn, Held
 from jrl.types import Params, PyTree
 
 __all__ = ["Examples", "batch_of"]
@@ -27,32 +26,20 @@ def batch_of(arrays: dict[str, Any]) -> TokenBatch | PreferenceBatch:
 
 
 class Examples:
-    """A `Stream` of batches of a loader, measured on batches that are held out.
+    """A `Stream` of batches of a loader, measured on batches that are held out and by an exam."""
 
-    `watch(policy)`, if given, returns what else an evaluation finds: samples, say.
-    """
-
-    def __init__(
-        self,
-        loader: Loader,
-        held_out: Sequence[PyTree] = (),
-        watch: Callable[[Callable[[], Params]], Drawn] | None = None,
-        close: Callable[[], None] = lambda: None,
-    ):
-        self.loader, self.held_out, self.watch, self.close = loader, held_out, watch, close
+    def __init__(self, loader: Loader, held_out: Sequence[PyTree] = (), exam: Exam | None = None):
+        self.loader, self.held_out, self.exam = loader, list(held_out), exam
 
     def draw(self, policy: Callable[[], Params], update: int) -> Drawn:
         """Draws the next batch of the loader."""
         arrays: Any = next(self.loader)
         return Drawn(batch_of(arrays))
 
-    def evaluate(self, policy: Callable[[], Params]) -> Drawn:
-        """Returns the held-out batches as one, and what `watch` found."""
-        found = self.watch(policy) if self.watch else Drawn(None)
-        if not self.held_out:
-            return found
-        batch = jax.tree.map(lambda *x: jax.numpy.concatenate(x), *self.held_out)
-        return found._replace(batch=batch)
+    def evaluate(self, policy: Callable[[], Params]) -> Held:
+        """Returns the held-out batches, and what the exam found."""
+        found = self.exam(policy) if self.exam else Held()
+        return found._replace(batches=self.held_out)
 
     def state(self) -> dict[str, Any]:
         """Returns the loader's place."""
@@ -61,3 +48,8 @@ class Examples:
     def restore(self, state: dict[str, Any]) -> None:
         """Goes to a place."""
         self.loader.set_state(state)
+
+    def close(self) -> None:
+        """Ends the exam's processes."""
+        if self.exam:
+            self.exam.asker.close()

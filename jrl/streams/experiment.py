@@ -3,7 +3,8 @@
     batch <- stream;  columns <- prepare(batch);  state <- update(columns)
 
 Everything that a run needs to go on exactly where it was is in its checkpoints: parameters, the
-optimizer, keys, and the place in the data. Frozen models are not, they are made anew.
+optimizer, keys, and the place in the data. Frozen models are not, they are made anew. A finished
+run leaves its model as a Hugging Face folder in `model/`, with which other runs can begin.
 """
 
 import collections
@@ -27,7 +28,7 @@ from jrl.lm.policy import Frozen
 from jrl.progress import Progress, stopping, wait
 from jrl.run_directory import Recorder, RunDirectory, UsageError, difference, plain, versions
 from jrl.streams.contract import Start, Task
-from jrl.types import Metrics, Params, PyTree
+from jrl.types import Metrics, Params, PyTree, Updater
 
 __all__ = ["StreamExperiment"]
 
@@ -77,7 +78,7 @@ class StreamExperiment:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be between 0 and 2^32, got {self.seed}")
         self.config.validate()
-        self.task.validate(self.config)
+        self.task.validate(self.config, self.hyper)
 
     def run(
         self,
@@ -103,7 +104,10 @@ class StreamExperiment:
             Progress(self.config.updates, 1, quiet) as progress,
             stopping(command) as stop,
         ):
-            start = self.task.start(self.config, self.seed)
+            try:
+                start = self.task.start(self.config, self.hyper, self.seed)
+            except ValueError as error:
+                raise UsageError(str(error)) from error
             with contextlib.closing(start.stream):
                 session = _Session(self, start, run, checkpointer, progress)
                 while session.done < self.config.updates and not stop.is_set():
@@ -119,19 +123,18 @@ class _Session:
     """A run between two starts of the program."""
 
     def __init__(self, experiment, start: Start, run, checkpointer, progress):
-        self.experiment, self.updater, self.stream = experiment, start.updater, start.stream
+        self.experiment, self.stream, self.export = experiment, start.stream, start.save
         self.run, self.checkpointer, self.progress = run, checkpointer, progress
-        self.prepare, self.measure = jax.jit(start.updater.prepare), jax.jit(start.updater.evaluate)
-        self.update = jax.jit(start.updater.update, donate_argnums=0)
-        key, hyper = jax.random.key(experiment.seed), experiment.hyper
-        self.state = start.updater.init(key, start.params, start.frozen, hyper)
+        self.program, self.frozen = _compiled(start.updater), start.frozen
+        key = jax.random.key(experiment.seed)
+        self.state = _thaw(start.updater.init(key, start.params, start.frozen, experiment.hyper))
         self.fingerprint = _fingerprint(start.frozen)
         self.done, self.seconds, self.saved = 0, 0.0, 0
+        self.last: dict[str, float] = {}
         self._restore()
         self.window: list[Metrics] = []
         self.pending: collections.deque[Any] = collections.deque()
         self.recorder = Recorder(run, experiment.tensorboard, experiment.wandb)
-        self.last: dict[str, float] = {}
 
     def advance(self) -> None:
         """One update, and whatever is due after it."""
@@ -139,8 +142,8 @@ class _Session:
         if self.done == 0:
             self._evaluate()
         drawn = self.stream.draw(self._policy, self.done)
-        columns, measured = self.prepare(self.state, drawn.batch, e.hyper)
-        self.state, sums = self.update(self.state, columns, e.hyper)
+        columns, measured = self.program.prepare(self.state, self.frozen, drawn.batch, e.hyper)
+        self.state, sums = self.program.update(self.state, self.frozen, columns, e.hyper)
         self.window.append({**drawn.metrics, **measured, **sums})
         self.pending.append(sums)
         if len(self.pending) > IN_FLIGHT:
@@ -163,6 +166,8 @@ class _Session:
             self._save()
         self.checkpointer.wait()
         self.recorder.close()
+        if self.done == self.experiment.config.updates:
+            self.export(self._policy(), self.run.path / "model")
 
     def summary(self) -> dict[str, Any]:
         """What goes on record of a finished run."""
@@ -182,7 +187,7 @@ class _Session:
         }
 
     def _policy(self) -> Params:
-        return self.updater.policy(self.state)
+        return self.program.policy(self.state, self.frozen)
 
     def _log(self, samples: Iterable[dict[str, Any]]) -> None:
         means = metrics.mean(metrics.join(jax.device_get(self.window)))
@@ -192,12 +197,14 @@ class _Session:
         self.progress.part(self.done, self.last, {"seconds": self.seconds, "compile_seconds": 0.0})
 
     def _evaluate(self) -> None:
-        drawn = self.stream.evaluate(self._policy)
-        found = dict(drawn.metrics)
-        if drawn.batch is not None:
-            found |= self.measure(self.state, drawn.batch, self.experiment.hyper)
-        self._row({f"eval/{name}": x for name, x in metrics.mean(found).items()})
-        self._show(drawn.samples, "eval", self.experiment.show)
+        held = self.stream.evaluate(self._policy)
+        found = [
+            self.program.evaluate(self.state, self.frozen, batch, self.experiment.hyper)
+            for batch in held.batches
+        ]
+        means = metrics.mean(metrics.join(jax.device_get([held.metrics, *found])))
+        self._row({f"eval/{name}": x for name, x in means.items()})
+        self._show(held.samples, "eval", self.experiment.show)
 
     def _row(self, means: dict[str, Any]) -> None:
         values = {name: float(x) for name, x in means.items()}
@@ -215,7 +222,7 @@ class _Session:
             self.progress.say("  ".join(f"{name}: {x!r}" for name, x in sample.items()))
 
     def _save(self) -> None:
-        items = {"params": self.state.params, "state": _thaw(self.state.replace(params=None))}
+        items = {"params": self.state.params, "state": self.state.replace(params=None)}
         meta = {
             "update": self.done,
             "seconds": self.seconds,
@@ -230,7 +237,7 @@ class _Session:
         if not self.checkpointer.steps():
             self.run.truncate(-1)
             return
-        target = {"params": self.state.params, "state": _thaw(self.state.replace(params=None))}
+        target = {"params": self.state.params, "state": self.state.replace(params=None)}
         step, items, meta = self.checkpointer.restore(target)
         if meta["frozen"] != self.fingerprint:
             raise UsageError(
@@ -239,8 +246,7 @@ class _Session:
             )
         self.checkpointer.discard_after(step)
         self.run.truncate(step)
-        frozen = _frozen(self.state)
-        self.state = _freeze(items["state"], frozen).replace(params=items["params"])
+        self.state = items["state"].replace(params=items["params"])
         self.stream.restore(meta["stream"])
         self.done = self.saved = step
         self.seconds, self.last = meta["seconds"], meta["last"]
@@ -267,6 +273,36 @@ def _open(experiment, directory, resume: bool) -> RunDirectory:
     return run
 
 
+def _compiled(updater: Updater) -> Updater:
+    """Compiles an updater's functions with the frozen models as an argument of their own.
+
+    Their states have none: an update gives its state's buffers to the next one, and frozen models
+    are needed again, by whoever else uses them too.
+    """
+
+    def update(state, frozen, columns, hp):
+        state, sums = updater.update(_freeze(state, frozen), columns, hp)
+        return _thaw(state), sums
+
+    def prepare(state, frozen, batch, hp):
+        return updater.prepare(_freeze(state, frozen), batch, hp)
+
+    def evaluate(state, frozen, batch, hp):
+        return updater.evaluate(_freeze(state, frozen), batch, hp)
+
+    def policy(state, frozen):
+        return updater.policy(_freeze(state, frozen))
+
+    return Updater(
+        updater.init,
+        jax.jit(prepare),
+        jax.jit(update, donate_argnums=0),
+        jax.jit(evaluate),
+        # Not compiled: what is trained as it is would be copied.
+        policy,
+    )
+
+
 def _is_frozen(x) -> bool:
     return isinstance(x, Frozen)
 
@@ -279,11 +315,6 @@ def _thaw(tree: PyTree) -> PyTree:
 def _freeze(tree: PyTree, frozen: Frozen) -> PyTree:
     """Puts them in again."""
     return jax.tree.map(lambda x: frozen if _is_frozen(x) else x, tree, is_leaf=_is_frozen)
-
-
-def _frozen(tree: PyTree) -> Frozen:
-    found = [x for x in jax.tree.leaves(tree, is_leaf=_is_frozen) if _is_frozen(x)]
-    return found[0] if found else Frozen()
 
 
 def _fingerprint(frozen: Frozen) -> str:

@@ -1,0 +1,174 @@
+"""Asking a policy: prompts are sampled from it, the answers scored and put into batches."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jrl.data.schemas import Record
+from jrl.lm import generation
+from jrl.lm.policy import Frozen, Policy, RolloutBatch, TokenBatch
+from jrl.lm.requests import Completion, Settings
+from jrl.lm.rewards.scorer import Scorer
+from jrl.lm.sampler import Sampler
+from jrl.losses import tokens
+from jrl.streams.contract import Held
+from jrl.streams.models import Opened
+from jrl.types import Key, Metrics, Params
+
+__all__ = ["Answer", "Asker", "Exam", "sample", "to_batch"]
+
+ROWS = 64
+"""Answers whose divergence is computed at a time."""
+
+
+class Answer(NamedTuple):
+    """One completion and what it was worth."""
+
+    record: Record
+    prompt: np.ndarray
+    completion: Completion
+    text: str
+    reward: float
+    known: bool
+    """Whether the reward functions gave a number."""
+
+
+Groups = list[list[Answer]]
+"""The answers to each prompt."""
+
+
+class Asker:
+    """Samples answers and has them scored.
+
+    Reward functions are given the record's prompt, the text of the answer (which is decoded for
+    them alone: what is learned from are the ids that were sampled), and the record's other
+    columns. Without a `scorer` every answer is worth 0.
+    """
+
+    def __init__(self, opened: Opened, sampler: Sampler, scorer: Scorer | None = None):
+        self.opened, self.sampler, self.scorer = opened, sampler, scorer
+
+    def check(self, source: Any, max_new_tokens: int) -> None:
+        """Raises ValueError for the first record whose prompt does not fit into the sampler."""
+        room = self.sampler.config.length - max_new_tokens
+        for index in range(len(source)):
+            size = len(self.opened.prompt_ids(source[index]))
+            if not 0 < size <= room:
+                where = source.place(index) if hasattr(source, "place") else f"record {index}"
+                raise ValueError(
+                    f"{where}: its prompt has {size} tokens, but sampler.length="
+                    f"{self.sampler.config.length} leaves 1 to {room} beside "
+                    f"max_new_tokens={max_new_tokens}"
+                )
+
+    def __call__(
+        self, params: Params, records: Sequence[Record], key: Key, size: int, settings: Settings
+    ) -> tuple[Groups, Metrics]:
+        """Returns `size` answers to each record's prompt, and what scoring them measured."""
+        records = [record for record in records for _ in range(size)]
+        prompts = [np.asarray(self.opened.prompt_ids(record), np.int32) for record in records]
+        completions = generation.generate(self.sampler, params, prompts, key, settings)
+        texts = [self.opened.tokenizer.decode(completion.tokens) for completion in completions]
+        rewards, known, measured = self._score(records, texts)
+        columns = (records, prompts, completions, texts, rewards, known)
+        answers = [
+            Answer(record, prompt, completion, text, float(reward), bool(ok))
+            for record, prompt, completion, text, reward, ok in zip(*columns, strict=True)
+        ]
+        return [answers[i : i + size] for i in range(0, len(answers), size)], measured
+
+    def close(self) -> None:
+        """Ends the scorer's processes."""
+        if self.scorer is not None:
+            self.scorer.close()
+
+    def _score(self, records: Sequence[Record], texts: Sequence[str]):
+        if self.scorer is None:
+            return np.zeros(len(texts)), np.ones(len(texts), bool), {}
+        columns = {name: [record[name] for record in records] for name in records[0]}
+        scores = self.scorer(columns.pop("prompt"), texts, **columns)
+        return scores.rewards, scores.valid, scores.metrics
+
+
+class Exam:
+    """Asks held-out prompts: reward, length and, where there is a reference, distance from it.
+
+        kl = mean over answers of sum_t log(pi(y_t) / pi_ref(y_t)),    in nats
+
+    which estimates KL(pi || pi_ref) where `settings` sample at temperature 1 from all tokens, and
+    is left out where they do not. `lengths` are those that batches are padded to.
+    """
+
+    def __init__(
+        self,
+        asker: Asker,
+        records: Sequence[Record],
+        key: Key,
+        settings: Settings,
+        lengths: Sequence[int],
+        reference: tuple[Policy, Frozen] | None = None,
+    ):
+        self.asker, self.records, self.key = asker, list(records), key
+        self.settings, self.lengths = settings, lengths
+        exact = settings.temperature == 1 and settings.top_p == 1 and settings.top_k == 0
+        self._distance = None
+        if reference is not None and exact and settings.min_p == 0:
+            policy, frozen = reference
+            self._distance = functools.partial(
+                jax.jit(functools.partial(_distance, policy)), frozen
+            )
+
+    def __call__(self, policy: Callable[[], Params]) -> Held:
+        """Returns what the policy's answers are worth, and all of them as samples."""
+        groups, measured = self.asker(policy(), self.records, self.key, 1, self.settings)
+        answers = [group[0] for group in groups]
+        sizes = [len(answer.completion.tokens) for answer in answers]
+        measured["length"] = (float(sum(sizes)), float(len(sizes)))
+        if self._distance is not None:
+            parts = [groups[i : i + ROWS] for i in range(0, len(groups), ROWS)]
+            found = [self._distance(to_batch(part, self.lengths)) for part in parts]
+            measured["kl"] = (float(sum(found)), float(len(groups)))
+        return Held((), measured, [sample(answer) for answer in answers])
+
+
+def _distance(policy: Policy, frozen: Frozen, batch: RolloutBatch) -> jax.Array:
+    ours = batch.sampler_log_probs
+    theirs = policy.reference_log_probs(frozen, batch.text)
+    return tokens.masked_sum(ours - theirs, batch.text.mask)
+
+
+def sample(answer: Answer) -> Record:
+    """Returns what of an answer is shown."""
+    return {"prompt": answer.record["prompt"], "answer": answer.text, "reward": answer.reward}
+
+
+def to_batch(groups: Sequence[Sequence[Answer]], lengths: Sequence[int]) -> RolloutBatch:
+    """Puts answers into rows, prompt first, padded to the least of `lengths` that holds them all.
+
+    Raises ValueError if none does.
+    """
+    answers = [answer for group in groups for answer in group]
+    longest = max(len(x.prompt) + len(x.completion.tokens) for x in answers)
+    fitting = [length for length in sorted(lengths) if length >= longest]
+    if not fitting:
+        raise ValueError(f"batches.lengths: none holds {longest} tokens, add one that does")
+    shape = (len(answers), fitting[0])
+    tokens, segment_ids = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    mask, log_probs = np.zeros(shape, bool), np.zeros(shape, np.float32)
+    for row, answer in enumerate(answers):
+        begin, end = len(answer.prompt), len(answer.prompt) + len(answer.completion.tokens)
+        tokens[row, :begin], tokens[row, begin:end] = answer.prompt, answer.completion.tokens
+        segment_ids[row, :end], mask[row, begin:end] = 1, True
+        log_probs[row, begin:end] = answer.completion.tempered_log_probs
+    positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+    return RolloutBatch(
+        text=TokenBatch(tokens, mask, segment_ids, positions),
+        sampler_log_probs=log_probs,
+        rewards=np.array([x.reward if x.known else 0.0 for x in answers], np.float32),
+        known=np.array([x.known for x in answers]),
+        group_ids=np.repeat(np.arange(len(groups), dtype=np.int32), [len(g) for g in groups]),
+        truncated=np.array([x.completion.finish != "stop" for x in answers]),
+    )

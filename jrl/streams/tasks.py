@@ -1,0 +1,300 @@
+"""The tasks of language models: what each algorithm needs of a model, data and rewards."""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import tyro
+
+from jrl.algos import dpo, grpo, reward_model, rlhf_ppo, sft
+from jrl.data import loader
+from jrl.data.loader import Loader
+from jrl.lm import sampler as samplers
+from jrl.lm import transformer
+from jrl.lm.policy import Frozen, Policy
+from jrl.lm.requests import Settings
+from jrl.lm.rewards import Reward
+from jrl.lm.rewards.scorer import Scorer
+from jrl.streams import answers
+from jrl.streams.answers import Answers
+from jrl.streams.asking import Asker, Exam
+from jrl.streams.contract import Start
+from jrl.streams.examples import Examples, batch_of
+from jrl.streams.models import Model, Opened, adapted, classifier, copied, open_model, saver
+from jrl.streams.records import Data
+from jrl.types import Key, Params
+
+__all__ = ["Asking", "Dpo", "Grpo", "RewardModel", "RlhfPpo", "Sft"]
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How prompts are sampled, and who judges the answers."""
+
+    reward: tyro.conf.Suppress[Reward | None] = None
+    """What answers to held-out prompts are worth; None to ask none."""
+    max_new_tokens: int = 128
+    """Longest answer."""
+    temperature: float = 0.0
+    """Of answers to held-out prompts; 0 for the likeliest tokens, 1 to measure a divergence."""
+    sampler: samplers.Config = samplers.Config()
+    """Sizes of the sampler."""
+    workers: int | None = None
+    """Processes that judge; None for one per core."""
+    timeout: float = 10.0
+    """Seconds that one judgement may take."""
+    max_failed: float = 0.25
+    """Share of failed judgements beyond which the run is stopped."""
+
+    def validate(self) -> None:
+        """Raises ValueError with one line that names the field and the fix."""
+        self.sampler.validate()
+        if self.max_new_tokens < 1:
+            raise ValueError(f"asking.max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"asking.temperature must be at least 0, got {self.temperature}")
+
+    def asker(self, opened: Opened, reward: Reward | None) -> Asker:
+        """Makes what samples and scores."""
+        made = samplers.make(opened.model, self.sampler)
+        limits = (self.workers, self.timeout, self.max_failed)
+        return Asker(opened, made, Scorer(reward, *limits) if reward else None)
+
+    def exam(self, opened: Opened, data: Data, key: Key, reference=None) -> Exam | None:
+        """Makes the exam of held-out prompts, None if there is nobody to judge."""
+        if self.reward is None:
+            return None
+        records = data.held_out_records()
+        asker = self.asker(opened, self.reward)
+        asker.check(records, self.max_new_tokens)
+        settings = Settings(
+            self.max_new_tokens, self.temperature, stop_ids=opened.tokenizer.eos_ids
+        )
+        return Exam(asker, records, key, settings, (self.sampler.length,), reference)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examples:
+    """What tasks that learn from a data set have in common."""
+
+    model: Model = Model()
+    """Where training begins."""
+    data: Data = Data()
+    """Examples."""
+    batches: loader.Config = loader.Config()
+    """Rows of a batch; its seed is added to the experiment's."""
+    asking: Asking = Asking()
+    """Held-out prompts that are asked at every evaluation."""
+
+    def validate(self, config: Any, hyper: Any) -> None:
+        """Raises ValueError with one line that names the field and the fix; loads no weights."""
+        self.model.validate()
+        self.asking.validate()
+        if self.batches.epochs is not None:
+            raise ValueError("batches.epochs must be None: config.updates is the end of a run")
+        self.data.validate()
+
+    def stream(self, opened: Opened, seed: int, reference=None) -> Examples:
+        """Opens the data and the exam."""
+        source = self.data.source("train")
+        encoder = opened.encoder(source.schema)
+        batches = dataclasses.replace(
+            self.batches, seed=self.batches.seed + seed, pad_id=opened.tokenizer.pad_id
+        )
+        records = self.data.held_out_records()
+        once = dataclasses.replace(batches, epochs=1, shuffle=False, threads=0)
+        held_out = [batch_of(arrays) for arrays in Loader(records, once, encoder)]
+        if encoder.names and len(records) % batches.batch_size:
+            # Of pairs an empty row is one more example, of tokens it is nothing.
+            rest = len(records) % batches.batch_size
+            held_out[-1] = jax.tree.map(lambda x: x[:rest], held_out[-1])
+        exam = self.asking.exam(opened, self.data, jax.random.key(seed), reference)
+        return Examples(Loader(source, batches, encoder), held_out, exam)
+
+
+class Sft(_Examples):
+    """Supervised fine-tuning: completions are learned."""
+
+    def start(self, config: sft.Config, hyper: Any, seed: int) -> Start:
+        """Loads the model and opens the data."""
+        opened, policy, params, base = _policy(self.model, seed)
+        stream = self.stream(opened, seed)
+        return Start(sft.make(policy, config), params, Frozen(base), stream, saver(opened))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pairs(_Examples):
+    """What tasks that learn from preferences have in common."""
+
+    batches: loader.Config = loader.Config(pack=False)
+
+    def validate(self, config: Any, hyper: Any) -> None:
+        """Raises ValueError with one line that names the field and the fix; loads no weights."""
+        if self.batches.pack:
+            raise ValueError("batches.pack must be False: a row is one answer of a pair")
+        super().validate(config, hyper)
+
+
+class RewardModel(_Pairs):
+    """A reward model: which answer of a pair was preferred is learned."""
+
+    def start(self, config: reward_model.Config, hyper: Any, seed: int) -> Start:
+        """Loads the model, gives it a head for scores, and opens the data."""
+        opened, policy, params, base = _policy(self.model, seed)
+        head = transformer.init_score_head(_key(seed, 2), opened.model.config)
+        params, stream = {"trunk": params, "score": head}, self.stream(opened, seed)
+        updater = reward_model.make(policy, config)
+        return Start(updater, params, Frozen(base), stream, saver(opened))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dpo(_Pairs):
+    """Preferences learned without a reward model; the reference is the model as it begins."""
+
+    reference_dtype: Dtype = "float32"
+    """Of the frozen reference; with adapters it is their base, as it is."""
+
+    def start(self, config: dpo.Config, hyper: Any, seed: int) -> Start:
+        """Loads the model and opens the data."""
+        opened, policy, params, base = _policy(self.model, seed)
+        frozen = _frozen(opened, base, self.reference_dtype)
+        stream = self.stream(opened, seed, (policy, frozen))
+        return Start(dpo.make(policy, config), params, frozen, stream, saver(opened))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answers:
+    """What tasks that learn from sampled answers have in common."""
+
+    model: Model = Model()
+    """Where training begins, and what it is held close to."""
+    data: Data = Data()
+    """Prompts, with whatever the rewards need in other columns."""
+    batches: answers.Config = answers.Config()
+    """Batches of answers."""
+    asking: Asking = Asking()
+    """How prompts are sampled and judged."""
+    reference_dtype: Dtype = "float32"
+    """Of the frozen reference; with adapters it is their base, as it is."""
+
+    def validate(self, config: Any, hyper: Any) -> None:
+        """Raises ValueError with one line that names the field and the fix; loads no weights."""
+        self.model.validate()
+        self.batches.validate()
+        self.asking.validate()
+        if not hyper.temperature > 0:
+            raise ValueError(f"hyper.temperature must be positive, got {hyper.temperature}")
+        tokens = getattr(config, "max_new_tokens", self.asking.max_new_tokens)
+        if tokens != self.asking.max_new_tokens:
+            raise ValueError(
+                f"config.max_new_tokens={tokens} and asking.max_new_tokens="
+                f"{self.asking.max_new_tokens} must be the same"
+            )
+        self.data.validate()
+
+    def stream(
+        self, opened: Opened, hyper: Any, seed: int, size: int, reward: Reward | None, reference
+    ) -> Answers:
+        """Opens the data, and starts what samples and judges."""
+        source, asking = self.data.source("train"), self.asking
+        asker = asking.asker(opened, reward)
+        asker.check(source, asking.max_new_tokens)
+        settings = Settings(
+            asking.max_new_tokens,
+            float(hyper.temperature),
+            top_p=self.batches.top_p,
+            stop_ids=opened.tokenizer.eos_ids,
+        )
+        records = Loader(source, loader.Config(batch_size=self.batches.prompts, seed=seed))
+        exam = asking.exam(opened, self.data, _key(seed, 3), reference)
+        return Answers(records, asker, self.batches, size, settings, _key(seed, 4), exam)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grpo(_Answers):
+    """Answers compared with others to their prompt, judged by `asking.reward`."""
+
+    def validate(self, config: grpo.Config, hyper: Any) -> None:
+        """Raises ValueError with one line that names the field and the fix; loads no weights."""
+        if self.asking.reward is None:
+            raise ValueError("asking.reward: missing, give a function (prompt, answer) -> float")
+        super().validate(config, hyper)
+
+    def start(self, config: grpo.Config, hyper: Any, seed: int) -> Start:
+        """Loads the model, opens the data and starts the reward's processes."""
+        opened, policy, params, base = _policy(self.model, seed)
+        held = float(hyper.beta) > 0
+        frozen = _frozen(opened, base, self.reference_dtype) if held else Frozen(base)
+        stream = self.stream(
+            opened,
+            hyper,
+            seed,
+            config.group_size,
+            self.asking.reward,
+            (policy, frozen) if held else None,
+        )
+        return Start(grpo.make(policy, config), params, frozen, stream, saver(opened))
+
+
+@dataclasses.dataclass(frozen=True)
+class RlhfPpo(_Answers):
+    """Answers judged by a reward model, or a function, or both, with a value model as critic.
+
+    `asking.reward` judges at evaluations alone: what a reward model was made to stand for.
+    """
+
+    reward_model: Model = Model()
+    """The folder of a reward model; None for none."""
+    reward: tyro.conf.Suppress[Reward | None] = None
+    """A function whose rewards are added to the reward model's."""
+
+    def validate(self, config: rlhf_ppo.Config, hyper: Any) -> None:
+        """Raises ValueError with one line that names the field and the fix; loads no weights."""
+        if self.reward_model.folder is None and self.reward is None:
+            raise ValueError("reward_model.folder: missing, and there is no reward function either")
+        if self.reward_model.folder is not None:
+            self.reward_model.validate("reward_model")
+        super().validate(config, hyper)
+
+    def start(self, config: rlhf_ppo.Config, hyper: Any, seed: int) -> Start:
+        """Loads policy, base, reward and value model, and opens the data."""
+        opened, policy, params, base = _policy(self.model, seed)
+        frozen, judge, trunk = _frozen(opened, base, self.reference_dtype), None, opened.params
+        if self.reward_model.folder is not None:
+            judged = open_model(self.reward_model, _key(seed, 0))
+            judge, scored = judged.model, classifier(judged)
+            frozen = frozen.replace(reward=scored)
+            if _alike(judge, opened.model):
+                trunk = scored["trunk"]
+        trunk = copied(trunk, self.model.dtype)
+        params = {
+            "policy": params,
+            "value": rlhf_ppo.init_value(policy, config, _key(seed, 2), trunk),
+        }
+        stream = self.stream(opened, hyper, seed, 1, self.reward, (policy, frozen))
+        updater = rlhf_ppo.make(policy, config, judge)
+        return Start(updater, params, frozen, stream, saver(opened))
+
+
+def _key(seed: int, number: int) -> Key:
+    return jax.random.fold_in(jax.random.key(seed), number)
+
+
+def _policy(source: Model, seed: int) -> tuple[Opened, Policy, Params, Params]:
+    opened = open_model(source, _key(seed, 0))
+    return opened, *adapted(opened, _key(seed, 1))
+
+
+def _frozen(opened: Opened, base: Params, dtype: Dtype) -> Frozen:
+    return Frozen(base) if opened.source.lora_rank else Frozen((), copied(opened.params, dtype))
+
+
+def _alike(one: transformer.Transformer, other: transformer.Transformer) -> bool:
+    """Says whether two models have the same trunk."""
+    configs = [
+        dataclasses.replace(model.config, tied=True, remat="none", attention="xla")
+        for model in (one, other)
+    ]
+    return configs[0] == configs[1]
