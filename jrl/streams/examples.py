@@ -12,7 +12,7 @@ from jrl.types import Params, PyTree
 __all__ = ["Examples", "batch_of"]
 
 
-def batch_of(arrays: dict[str, Any]) -> TokenBatch | PreferenceBatch:
+def batch_of(arrays: Any) -> TokenBatch | PreferenceBatch:
     """Makes a batch of what a loader drew: of texts, or of pairs where it has `chosen`.
 
     >>> import numpy as np
@@ -33,8 +33,7 @@ class Examples:
 
     def draw(self, policy: Callable[[], Params], update: int) -> Drawn:
         """Draws the next batch of the loader."""
-        arrays: Any = next(self.loader)
-        return Drawn(batch_of(arrays))
+        return Drawn(batch_of(next(self.loader)))
 
     def evaluate(self, policy: Callable[[], Params]) -> Held:
         """Returns the held-out batches, and what the exam found."""

@@ -14,8 +14,8 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ class _Session:
     def __init__(self, experiment, start: Start, run, checkpointer, progress):
         self.experiment, self.stream, self.export = experiment, start.stream, start.save
         self.run, self.checkpointer, self.progress = run, checkpointer, progress
-        self.program, self.frozen = _compiled(start.updater), start.frozen
+        self.program, self.frozen = _program(start.updater), start.frozen
         key = jax.random.key(experiment.seed)
         self.state = _thaw(start.updater.init(key, start.params, start.frozen, experiment.hyper))
         self.fingerprint = _fingerprint(start.frozen)
@@ -273,13 +273,20 @@ def _open(experiment, directory, resume: bool) -> RunDirectory:
     return run
 
 
-def _compiled(updater: Updater) -> Updater:
-    """Compiles an updater's functions with the frozen models as an argument of their own.
+class _Program(NamedTuple):
+    """An updater's functions with the frozen models as an argument of their own.
 
     Their states have none: an update gives its state's buffers to the next one, and frozen models
     are needed again, by whoever else uses them too.
     """
 
+    prepare: Callable[..., tuple[PyTree, Metrics]]
+    update: Callable[..., tuple[PyTree, Metrics]]
+    evaluate: Callable[..., Metrics]
+    policy: Callable[..., Params]
+
+
+def _program(updater: Updater) -> _Program:
     def update(state, frozen, columns, hp):
         state, sums = updater.update(_freeze(state, frozen), columns, hp)
         return _thaw(state), sums
@@ -293,14 +300,8 @@ def _compiled(updater: Updater) -> Updater:
     def policy(state, frozen):
         return updater.policy(_freeze(state, frozen))
 
-    return Updater(
-        updater.init,
-        jax.jit(prepare),
-        jax.jit(update, donate_argnums=0),
-        jax.jit(evaluate),
-        # Not compiled: what is trained as it is would be copied.
-        policy,
-    )
+    # The last is not compiled: what is trained as it is would be copied.
+    return _Program(jax.jit(prepare), jax.jit(update, donate_argnums=0), jax.jit(evaluate), policy)
 
 
 def _is_frozen(x) -> bool:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 from collections import Counter
 from functools import partial
 
@@ -209,6 +210,28 @@ def test_functions_of_a_script(tmp_path):
     with run_script(tmp_path) as process:
         assert process.communicate(timeout=60)[0] == "[7.]\n"
     assert process.returncode == 0
+
+
+def test_functions_of_an_experiment_s_file(tmp_path):
+    """What `jrl run FILE` loads under a name that no import finds."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        textwrap.dedent(
+            """
+            def length(prompt, completion):
+                return len(completion)
+            """
+        )
+    )
+    module = types.ModuleType("loaded_from_a_file")
+    module.__file__ = str(file)
+    sys.modules["loaded_from_a_file"] = module
+    try:
+        exec(compile(file.read_text(), file, "exec"), vars(module))
+        with Scorer(module.length, workers=1) as scorer:
+            assert score(scorer, "four", "three").rewards.tolist() == [4.0, 5.0]
+    finally:
+        del sys.modules["loaded_from_a_file"]
 
 
 def test_a_script_without_a_guard_is_told(tmp_path):

@@ -25,21 +25,24 @@ __all__ = ["main"]
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds what a script defines: here `__main__` is this file, there it was the script."""
+    """Finds what files define that no import finds: there `__main__` was a script, here it is not.
 
-    def __init__(self, file, script):
+    `scripts` maps the names of such modules to their files.
+    """
+
+    def __init__(self, file, scripts):
         super().__init__(file)
-        self.script = script
+        self.scripts = scripts
 
     def find_class(self, module, name):
-        if module == "__main__":
-            module = _import_script(self.script)
+        if module in self.scripts:
+            module = _import_script(module, self.scripts[module])
         return super().find_class(module, name)
 
 
-def _import_script(path):
+def _import_script(module, path):
     # The name that multiprocessing gives it: `if __name__ == "__main__"` is not entered.
-    name = "__mp_main__"
+    name = "__mp_main__" if module == "__main__" else module
     if name not in sys.modules:
         if path is None:
             raise ImportError("a function of an interactive session, put it into a module")
@@ -97,13 +100,13 @@ def main() -> None:
         channel.sendall(json.dumps(reply).encode() + b"\n")
 
     functions = []
-    sys.path, sys.argv, script, timeout = pickle.load(calls)
+    sys.path, sys.argv, scripts, timeout = pickle.load(calls)
 
     def load():
-        functions.extend(_Unpickler(calls, script).load())
+        functions.extend(_Unpickler(calls, scripts).load())
 
     def call():
-        which, arguments, columns = _Unpickler(calls, script).load()
+        which, arguments, columns = _Unpickler(calls, scripts).load()
         faulthandler.dump_traceback_later(timeout, exit=True, file=channel.fileno())
         return _call(functions[which], arguments, columns)
 

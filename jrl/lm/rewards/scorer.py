@@ -19,6 +19,8 @@ import sys
 import weakref
 from collections import Counter, deque
 from collections.abc import Sequence
+from functools import partial
+from importlib.machinery import PathFinder
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -310,7 +312,6 @@ def _end(pool: concurrent.futures.ThreadPoolExecutor, crew: list[_Worker]) -> No
 
 def _setup(functions: list[Reward], timeout: float) -> bytes:
     """Returns what a new worker reads first: where to find modules, then the functions."""
-    script = getattr(sys.modules["__main__"], "__file__", None)
     try:
         pickled = pickle.dumps(functions)
     except Exception as error:
@@ -318,8 +319,15 @@ def _setup(functions: list[Reward], timeout: float) -> bytes:
             f"reward: {error}; a worker must import it, define it at the top of a module"
         ) from error
     paths = [os.path.abspath(path) for path in sys.path]
-    script = None if script is None else os.path.abspath(script)
-    return pickle.dumps((paths, sys.argv, script, timeout)) + pickled
+    return pickle.dumps((paths, sys.argv, _scripts(functions), timeout)) + pickled
+
+
+def _scripts(functions: list[Reward]) -> dict[str, str | None]:
+    """Maps the modules of functions that no import finds to the files that they came from."""
+    names = {getattr(f.func if isinstance(f, partial) else f, "__module__", "") for f in functions}
+    names = {n for n in names if n and "." not in n and PathFinder.find_spec(n) is None}
+    files = {n: getattr(sys.modules.get(n), "__file__", None) for n in names | {"__main__"}}
+    return {n: None if file is None else os.path.abspath(file) for n, file in files.items()}
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -1,0 +1,40 @@
+"""How much reward does DPO buy, and for how much divergence from where it began?
+
+Command: jrl run experiments/lm_dpo.py (after lm_sft_preferences)
+"""
+
+from jrl.algos import dpo
+from jrl.data import loader
+from jrl.data.tasks import preferences
+from jrl.lm import sampler
+from jrl.streams import Asking, Data, Dpo, Model, StreamExperiment
+
+PAIRS = preferences.Config(train=20_000, test=512)
+
+
+def reward(prompt: str, completion: str) -> float:
+    """What the pairs were compared by."""
+    return preferences.reward(prompt, completion, PAIRS)
+
+
+experiment = StreamExperiment(
+    name="lm_dpo",
+    task=Dpo(
+        model=Model(
+            folder="runs/lm_sft_preferences/model",
+            made_by="jrl run experiments/lm_sft_preferences.py",
+        ),
+        data=Data(open=lambda split: preferences.load(PAIRS, split), held_out=512),
+        batches=loader.Config(batch_size=64, length=16, pack=False),
+        asking=Asking(
+            reward=reward,
+            max_new_tokens=12,
+            temperature=1.0,
+            sampler=sampler.Config(slots=128, length=24, queue=512, buckets=(8,)),
+        ),
+    ),
+    config=dpo.Config(updates=400),
+    hyper=dpo.Hyper(learning_rate=1e-4, warmup=0.05, anneal=1.0, beta=0.3),
+    evaluate_every=50,
+    metric="eval/reward",
+)
