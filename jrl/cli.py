@@ -30,6 +30,7 @@ usage: jrl COMMAND [OPTIONS]
   jrl resume RUN            go on with a run that was stopped or killed
   jrl plot RUN...           draw learning curves
   jrl video RUN             film the best and the worst setting side by side
+  jrl generate [OPTIONS]    complete prompts with a language model
   jrl list                  show the experiments and the runs below this directory
 
 `jrl run FILE --help` lists the options of that experiment, `jrl COMMAND --help` the others.
@@ -80,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except UsageError as error:
         code = _fail(error, 2)
     except KeyboardInterrupt as error:
-        code = _fail(str(error) or "interrupted: go on with `jrl resume RUN`", 130)
+        hint = ": go on with `jrl resume RUN`" * (arguments[:1] in (["run"], ["resume"]))
+        code = _fail(str(error) or f"interrupted{hint}", 130)
         sys.stdout.flush()
         sys.stderr.flush()
         # The usual way out waits for the program that is running, for minutes perhaps.
@@ -99,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    commands = {"run": _run, "resume": _resume, "plot": _plot, "video": _video, "list": _list}
+    commands = {"run": _run, "resume": _resume, "plot": _plot, "video": _video}
+    commands |= {"generate": _generate, "list": _list}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
     elif arguments[0] in ("--version", "-V"):
@@ -220,6 +223,13 @@ def _video(arguments: list[str]) -> None:
         # The run's copy can be older than films are.
         experiment = _reload(run, [], "video", source)
     print(video.make(experiment, options, suffix))
+
+
+def _generate(arguments: list[str]) -> None:
+    from jrl import generate
+
+    options = _parse(generate.Options, arguments, "jrl generate")
+    print(generate.run(options, lambda x: print(x, end="", flush=True)), file=sys.stderr)
 
 
 def _list(arguments: list[str]) -> None:

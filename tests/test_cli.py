@@ -125,7 +125,7 @@ def files(directory):
 FILE = "experiments/tiny.py"
 
 MISTAKES = {
-    "no such command": (["trian"], "'trian': choose from run, resume, plot, video, list"),
+    "no such command": (["trian"], "'trian': choose from run, resume, plot, video, generate, list"),
     "no file named": (["run", "--seeds", "3"], "name the experiment's file first"),
     "missing file": (["run", "nope.py"], "nope.py: no such file"),
     "a directory": (["run", "experiments"], "experiments: no such file"),

@@ -42,6 +42,7 @@ FLOORS = {
     "run_directory": 5,
     "plot": 6,
     "video": 6,
+    "generate": 6,
     "cli": 6,
     "__main__": 7,
 }
@@ -58,6 +59,7 @@ NEIGHBOURS = {
     ("streams", "run_directory"): "its files",
     ("cli", "plot"): "`jrl plot` is a command; imported when it is called",
     ("cli", "video"): "the same",
+    ("cli", "generate"): "the same",
 }
 """Rooms that import a room of their own floor, and why that makes no knot."""
 
