@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jrl import tree
 from jrl.data.schemas import Record
 from jrl.lm import generation
 from jrl.lm.policy import Frozen, Policy, RolloutBatch, TokenBatch
@@ -45,11 +46,18 @@ class Asker:
 
     Reward functions are given the record's prompt, the text of the answer (which is decoded for
     them alone: what is learned from are the ids that were sampled), and the record's other
-    columns. Without a `scorer` every answer is worth 0.
+    columns. Without a `scorer` every answer is worth 0. The model computes in `dtype`, which
+    should be what it is trained in.
     """
 
-    def __init__(self, opened: Opened, sampler: Sampler, scorer: Scorer | None = None):
-        self.opened, self.sampler, self.scorer = opened, sampler, scorer
+    def __init__(
+        self,
+        opened: Opened,
+        sampler: Sampler,
+        scorer: Scorer | None = None,
+        dtype: str = "float32",
+    ):
+        self.opened, self.sampler, self.scorer, self.dtype = opened, sampler, scorer, dtype
 
     def check(self, source: Any, max_new_tokens: int) -> None:
         """Raises ValueError for the first record whose prompt does not fit into the sampler."""
@@ -70,6 +78,7 @@ class Asker:
         """Returns `size` answers to each record's prompt, and what scoring them measured."""
         records = [record for record in records for _ in range(size)]
         prompts = [np.asarray(self.opened.prompt_ids(record), np.int32) for record in records]
+        params = tree.cast(params, self.dtype)
         completions = generation.generate(self.sampler, params, prompts, key, settings)
         texts = [self.opened.tokenizer.decode(completion.tokens) for completion in completions]
         rewards, known, measured = self._score(records, texts)

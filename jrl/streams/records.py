@@ -46,7 +46,10 @@ class Data:
     def source(self, split: str) -> Any:
         """Opens a split: "train" or "test". Raises ValueError if it has no records."""
         path = getattr(self, split)
-        source = self.open(split) if path is None else jsonl.JsonLines(path, self.columns)
+        try:
+            source = self.open(split) if path is None else jsonl.JsonLines(path, self.columns)
+        except FileNotFoundError as error:
+            raise ValueError(f"data.{split}: {error}; or name a file of JSON lines") from error
         if not len(source):
             raise ValueError(f"data.{split}: there are no records, name a file that has some")
         return source

@@ -56,18 +56,18 @@ class Asking:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"asking.temperature must be at least 0, got {self.temperature}")
 
-    def asker(self, opened: Opened, reward: Reward | None) -> Asker:
-        """Makes what samples and scores."""
+    def asker(self, opened: Opened, reward: Reward | None, dtype: str) -> Asker:
+        """Makes what samples, in the dtype that the model is trained in, and scores."""
         made = samplers.make(opened.model, self.sampler)
         limits = (self.workers, self.timeout, self.max_failed)
-        return Asker(opened, made, Scorer(reward, *limits) if reward else None)
+        return Asker(opened, made, Scorer(reward, *limits) if reward else None, dtype)
 
-    def exam(self, opened: Opened, data: Data, key: Key, reference=None) -> Exam | None:
+    def exam(self, opened: Opened, data: Data, key: Key, dtype: str, reference=None) -> Exam | None:
         """Makes the exam of held-out prompts, None if there is nobody to judge."""
         if self.reward is None:
             return None
         records = data.held_out_records()
-        asker = self.asker(opened, self.reward)
+        asker = self.asker(opened, self.reward, dtype)
         asker.check(records, self.max_new_tokens)
         settings = Settings(
             self.max_new_tokens, self.temperature, stop_ids=opened.tokenizer.eos_ids
@@ -96,7 +96,7 @@ class _Examples:
             raise ValueError("batches.epochs must be None: config.updates is the end of a run")
         self.data.validate()
 
-    def stream(self, opened: Opened, seed: int, reference=None) -> Examples:
+    def stream(self, opened: Opened, config: Any, seed: int, reference=None) -> Examples:
         """Opens the data and the exam."""
         source = self.data.source("train")
         encoder = opened.encoder(source.schema)
@@ -110,7 +110,7 @@ class _Examples:
             # Of pairs an empty row is one more example, of tokens it is nothing.
             rest = len(records) % batches.batch_size
             held_out[-1] = jax.tree.map(lambda x: x[:rest], held_out[-1])
-        exam = self.asking.exam(opened, self.data, jax.random.key(seed), reference)
+        exam = self.asking.exam(opened, self.data, _key(seed, 3), config.compute_dtype, reference)
         return Examples(Loader(source, batches, encoder), held_out, exam)
 
 
@@ -120,7 +120,7 @@ class Sft(_Examples):
     def start(self, config: sft.Config, hyper: Any, seed: int) -> Start:
         """Loads the model and opens the data."""
         opened, policy, params, base = _policy(self.model, seed)
-        stream = self.stream(opened, seed)
+        stream = self.stream(opened, config, seed)
         return Start(sft.make(policy, config), params, Frozen(base), stream, saver(opened))
 
 
@@ -144,7 +144,7 @@ class RewardModel(_Pairs):
         """Loads the model, gives it a head for scores, and opens the data."""
         opened, policy, params, base = _policy(self.model, seed)
         head = transformer.init_score_head(_key(seed, 2), opened.model.config)
-        params, stream = {"trunk": params, "score": head}, self.stream(opened, seed)
+        params, stream = {"trunk": params, "score": head}, self.stream(opened, config, seed)
         updater = reward_model.make(policy, config)
         return Start(updater, params, Frozen(base), stream, saver(opened))
 
@@ -160,7 +160,7 @@ class Dpo(_Pairs):
         """Loads the model and opens the data."""
         opened, policy, params, base = _policy(self.model, seed)
         frozen = _frozen(opened, base, self.reference_dtype)
-        stream = self.stream(opened, seed, (policy, frozen))
+        stream = self.stream(opened, config, seed, (policy, frozen))
         return Start(dpo.make(policy, config), params, frozen, stream, saver(opened))
 
 
@@ -195,11 +195,11 @@ class _Answers:
         self.data.validate()
 
     def stream(
-        self, opened: Opened, hyper: Any, seed: int, size: int, reward: Reward | None, reference
+        self, opened: Opened, config: Any, hyper: Any, seed: int, reward: Reward | None, reference
     ) -> Answers:
         """Opens the data, and starts what samples and judges."""
         source, asking = self.data.source("train"), self.asking
-        asker = asking.asker(opened, reward)
+        asker = asking.asker(opened, reward, config.compute_dtype)
         asker.check(source, asking.max_new_tokens)
         settings = Settings(
             asking.max_new_tokens,
@@ -208,7 +208,8 @@ class _Answers:
             stop_ids=opened.tokenizer.eos_ids,
         )
         records = Loader(source, loader.Config(batch_size=self.batches.prompts, seed=seed))
-        exam = asking.exam(opened, self.data, _key(seed, 3), reference)
+        exam = asking.exam(opened, self.data, _key(seed, 3), config.compute_dtype, reference)
+        size = getattr(config, "group_size", 1)
         return Answers(records, asker, self.batches, size, settings, _key(seed, 4), exam)
 
 
@@ -227,14 +228,8 @@ class Grpo(_Answers):
         opened, policy, params, base = _policy(self.model, seed)
         held = float(hyper.beta) > 0
         frozen = _frozen(opened, base, self.reference_dtype) if held else Frozen(base)
-        stream = self.stream(
-            opened,
-            hyper,
-            seed,
-            config.group_size,
-            self.asking.reward,
-            (policy, frozen) if held else None,
-        )
+        reference = (policy, frozen) if held else None
+        stream = self.stream(opened, config, hyper, seed, self.asking.reward, reference)
         return Start(grpo.make(policy, config), params, frozen, stream, saver(opened))
 
 
@@ -273,7 +268,7 @@ class RlhfPpo(_Answers):
             "policy": params,
             "value": rlhf_ppo.init_value(policy, config, _key(seed, 2), trunk),
         }
-        stream = self.stream(opened, hyper, seed, 1, self.reward, (policy, frozen))
+        stream = self.stream(opened, config, hyper, seed, self.reward, (policy, frozen))
         updater = rlhf_ppo.make(policy, config, judge)
         return Start(updater, params, frozen, stream, saver(opened))
 
