@@ -146,7 +146,9 @@ class quiet_share:  # noqa: N801
         ticks = [int(x) for x in words[:8]]
         idle, total = ticks[3] + ticks[4], sum(ticks)
         times = os.times()
-        own = (times.user + times.system) * os.sysconf("SC_CLK_TCK")
+        # Processes that this one started count as its own once they have been waited for.
+        own = times.user + times.system + times.children_user + times.children_system
+        own *= os.sysconf("SC_CLK_TCK")
         return float(total - idle), float(total), own
 
 
