@@ -45,9 +45,9 @@ class Asker:
     """Samples answers and has them scored.
 
     Reward functions are given the record's prompt, the text of the answer (which is decoded for
-    them alone: what is learned from are the ids that were sampled), and the record's other
-    columns. Without a `scorer` every answer is worth 0. The model computes in `dtype`, which
-    should be what it is trained in.
+    them alone: what is learned from are the ids that were sampled), and, if they ask for them, the
+    record's other columns and `completion_ids`. Without a `scorer` every answer is worth 0. The
+    model computes in `dtype`, which should be what it is trained in.
     """
 
     def __init__(
@@ -60,7 +60,12 @@ class Asker:
         self.opened, self.sampler, self.scorer, self.dtype = opened, sampler, scorer, dtype
 
     def check(self, source: Any, max_new_tokens: int) -> None:
-        """Raises ValueError for the first record whose prompt does not fit into the sampler."""
+        """Raises ValueError for a column that a reward needs and records do not have.
+
+        And for the first record whose prompt does not fit into the sampler.
+        """
+        if self.scorer is not None:
+            self.scorer.check([*source[0], "completion_ids"])
         room = self.sampler.config.length - max_new_tokens
         for index in range(len(source)):
             size = len(self.opened.prompt_ids(source[index]))
@@ -81,7 +86,8 @@ class Asker:
         params = tree.cast(params, self.dtype)
         completions = generation.generate(self.sampler, params, prompts, key, settings)
         texts = [self.opened.tokenizer.decode(completion.tokens) for completion in completions]
-        rewards, known, measured = self._score(records, texts)
+        ids = [completion.tokens.tolist() for completion in completions]
+        rewards, known, measured = self._score(records, texts, ids)
         columns = (records, prompts, completions, texts, rewards, known)
         answers = [
             Answer(record, prompt, completion, text, float(reward), bool(ok))
@@ -94,10 +100,11 @@ class Asker:
         if self.scorer is not None:
             self.scorer.close()
 
-    def _score(self, records: Sequence[Record], texts: Sequence[str]):
+    def _score(self, records: Sequence[Record], texts: Sequence[str], ids: list[list[int]]):
         if self.scorer is None:
             return np.zeros(len(texts)), np.ones(len(texts), bool), {}
         columns = {name: [record[name] for record in records] for name in records[0]}
+        columns["completion_ids"] = ids
         scores = self.scorer(columns.pop("prompt"), texts, **columns)
         return scores.rewards, scores.valid, scores.metrics
 

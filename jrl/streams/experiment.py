@@ -125,6 +125,7 @@ class _Session:
     def __init__(self, experiment, start: Start, run, checkpointer, progress):
         self.experiment, self.stream, self.export = experiment, start.stream, start.save
         self.run, self.checkpointer, self.progress = run, checkpointer, progress
+        self.samples = run.path / "samples.jsonl"
         self.program, self.frozen = _program(start.updater), start.frozen
         key = jax.random.key(experiment.seed)
         self.state = _thaw(start.updater.init(key, start.params, start.frozen, experiment.hyper))
@@ -215,7 +216,7 @@ class _Session:
 
     def _show(self, samples, kind: str, count: int) -> None:
         samples = list(samples)
-        with open(self.run.path / "samples.jsonl", "a") as file:
+        with open(self.samples, "a") as file:
             for sample in samples:
                 file.write(json.dumps({"step": self.done, "kind": kind, **plain(sample)}) + "\n")
         for sample in samples[:count]:
@@ -235,7 +236,7 @@ class _Session:
 
     def _restore(self) -> None:
         if not self.checkpointer.steps():
-            self.run.truncate(-1)
+            self._forget(-1)
             return
         target = {"params": self.state.params, "state": self.state.replace(params=None)}
         step, items, meta = self.checkpointer.restore(target)
@@ -245,12 +246,20 @@ class _Session:
                 "restore their files, or start another directory"
             )
         self.checkpointer.discard_after(step)
-        self.run.truncate(step)
+        self._forget(step)
         self.state = items["state"].replace(params=items["params"])
         self.stream.restore(meta["stream"])
         self.done = self.saved = step
         self.seconds, self.last = meta["seconds"], meta["last"]
         self.progress.say(f"going on from update {step:,}")
+
+    def _forget(self, step: int) -> None:
+        """Removes what was written after `step`: the run goes on from there and writes it again."""
+        self.run.truncate(step)
+        if self.samples.exists():
+            lines = self.samples.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            self.samples.write_text("".join(x for x in whole if json.loads(x)["step"] <= step))
 
 
 def _open(experiment, directory, resume: bool) -> RunDirectory:

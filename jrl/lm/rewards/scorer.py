@@ -18,7 +18,7 @@ import subprocess
 import sys
 import weakref
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.machinery import PathFinder
 from typing import Any, NamedTuple
@@ -172,6 +172,11 @@ class Scorer:
             for future in futures:
                 future.cancel()
         return self._scores(values, failures)
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Raises ValueError if a function needs a column that is not among these."""
+        for function in self._functions:
+            select_columns(function, dict.fromkeys(columns))
 
     def _calls(self, prompts, completions, columns):
         """Returns (sample, number of the function, message to a worker) of every call."""
