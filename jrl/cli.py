@@ -229,7 +229,7 @@ def _generate(arguments: list[str]) -> None:
     from jrl import generate
 
     options = _parse(generate.Options, arguments, "jrl generate")
-    print(generate.run(options, lambda x: print(x, end="", flush=True)), file=sys.stderr)
+    print(generate.run(options), file=sys.stderr)
 
 
 def _list(arguments: list[str]) -> None:

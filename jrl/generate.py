@@ -25,10 +25,13 @@ from jrl.lm.tokenizer import Stream, Tokenizer
 from jrl.run_directory import UsageError
 from jrl.types import Params
 
-__all__ = ["Options", "check", "run"]
+__all__ = ["Options", "check", "run", "show"]
 
 ROUND = 64
 """Lengths are multiples of it, so that prompts of similar length share their programs."""
+
+EVERY = 4
+"""Tokens between two pieces of a stream. On a CPU a stop costs two thirds of a token's time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +94,13 @@ def check(options: Options) -> None:
         raise UsageError(str(error).removeprefix("prompts[0]: settings.")) from error
 
 
-def run(options: Options, write: Callable[[str], Any]) -> str:
+def show(text: str) -> None:
+    """Writes to standard output at once; what its encoding does not have becomes "?"."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
+
+
+def run(options: Options, write: Callable[[str], Any] = show) -> str:
     """Completes all prompts and returns a line about it: tokens, tokens per second, finish.
 
     `write` is called with the text: with several pieces of it if there is one completion, and
@@ -146,8 +155,10 @@ def _load(options: Options) -> Job:
     tokenizers.check_vocabulary(tokenizer, vocab_size)
     context = raw.get("max_position_embeddings") or sys.maxsize
     prompts, settings = _requests(options, tokenizer, context)
-    accelerator = jax.default_backend() != "cpu"
-    half = accelerator and (raw.get("dtype") or raw.get("torch_dtype")) == "bfloat16"
+    half = (
+        jax.default_backend() != "cpu"
+        and (raw.get("dtype") or raw.get("torch_dtype")) == "bfloat16"
+    )
     dtype = options.dtype or ("bfloat16" if half else "float32")
     config, params = huggingface.load(folder, dtype)
     if "score" in params:
@@ -160,8 +171,8 @@ def _load(options: Options) -> Job:
         buckets=(_round(max(map(len, prompts))),),
         stops=len(tokenizer.eos_ids),
         dtype=dtype,
-        # Faster on a CPU alone, and it needs the memory of a second copy of the weights.
-        unroll=not accelerator,
+        # It would be gained back only after a thousand tokens, and doubles the weights' memory.
+        unroll=False,
     )
     return Job(sampler.make(transformer.make(config), sizes), params, tokenizer, prompts, settings)
 
@@ -234,8 +245,8 @@ def _compile(job: Job, key) -> None:
 def _stream(job: Job, key, stops: Sequence[str], write: Callable[[str], Any]) -> Completion:
     """Writes a completion as it grows, except for what may turn out to be the end."""
     stream, text, written, count = Stream(job.tokenizer), "", 0, 0
-    steps = generation.stream(job.sampler, job.params, job.prompts[0], key, job.settings[0])
-    for completion in steps:
+    sampler, params, _, (prompt,), (settings,) = job
+    for completion in generation.stream(sampler, params, prompt, key, settings, EVERY):
         text += "".join(map(stream.push, completion.tokens[count:].tolist()))
         count = len(completion.tokens)
         if completion.finish:
