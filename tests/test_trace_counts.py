@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from traces import count_traces
 
 from jrl import train
 from jrl.algos import a2c, ppo, reinforce
@@ -21,13 +21,6 @@ ALGORITHMS = {
     "a2c": (a2c, cartpole, {}),
     "reinforce": (reinforce, cartpole, {}),
 }
-
-
-def count_traces(function):
-    """jit that fails when it traces a second time, even for equal shapes."""
-    chex.clear_trace_counter()
-    # A function of its own: chex reads its source, which a partial has none of.
-    return jax.jit(chex.assert_max_traces(lambda *args: function(*args), n=1))
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -112,6 +112,8 @@ class Config:
             if choices and value not in choices:
                 names = ", ".join(choices)
                 raise ValueError(f"config.{field.name} must be one of {names}, got {value!r}")
+        if self.loss == "cispo" and self.level != "token":
+            raise ValueError("config.level must be 'token' with loss='cispo', got 'sequence'")
         if self.overlong_buffer > self.max_new_tokens:
             raise ValueError(
                 f"config.overlong_buffer={self.overlong_buffer} must be at most "
@@ -136,7 +138,11 @@ def make_objective(policy: Policy, config: Config) -> train.Objective:
 
     def objective(params, extra, batch: Batch, key, hp):
         log_probs, entropy = policy.log_probs(params, extra.base, batch.text, hp.temperature)
-        mask, old = batch.text.mask, batch.old_log_probs
+        mask = batch.text.mask
+        # On prompts and padding a ratio may overflow, whose gradient 0 times inf would be NaN.
+        log_probs, old, ref = (
+            jnp.where(mask, x, 0.0) for x in (log_probs, batch.old_log_probs, batch.ref_log_probs)
+        )
         bounds = (batch.advantage, mask, hp.eps_low, hp.eps_high)
         if config.loss == "cispo":
             loss = token_policy.cispo_loss(log_probs, old, *bounds)
@@ -144,13 +150,16 @@ def make_objective(policy: Policy, config: Config) -> train.Objective:
             loss = token_policy.clipped_token_surrogate(
                 log_probs, old, *bounds, hp.dual_clip, config.level
             )
-        divergence = ESTIMATORS[config.kl](log_probs, batch.ref_log_probs)
+        divergence = ESTIMATORS[config.kl](log_probs, ref)
         beta = hp.beta if config.kl_in == "loss" else 0.0
         loss = batch.correction * loss + beta * divergence - hp.entropy_coef * entropy
-        ratio = jnp.exp(log_probs - old)
+        log_ratio = log_probs - old
+        if config.level == "sequence":
+            log_ratio = token_policy.sequence_log_ratio(log_ratio, mask)
+        ratio = jnp.exp(log_ratio)
         clipped = (ratio < 1 - hp.eps_low) | (ratio > 1 + hp.eps_high)
         columns = {
-            "kl": kl.kl_k3(log_probs, batch.ref_log_probs),
+            "kl": kl.kl_k3(log_probs, ref),
             "entropy": entropy,
             "ratio": ratio,
             "clipped": clipped.astype(jnp.float32),

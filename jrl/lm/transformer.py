@@ -83,7 +83,7 @@ class RMSNorm(nnx.Module):
     """
 
     def __init__(self, size: int, config: Config):
-        self.scale = nnx.Param(jnp.full(size, 1.0 - config.norm_offset))
+        self.scale = nnx.Param(jnp.full(size, 1.0 - config.norm_offset, jnp.float32))
         self.eps, self.offset = config.norm_eps, config.norm_offset
 
     def __call__(self, x: Float[Array, "*batch size"]) -> Float[Array, "*batch size"]:
@@ -104,10 +104,12 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch I"]) -> Float[Array, "*batch O"]:
         """Maps [..., inputs] to [..., outputs]."""
-        y = x @ self.kernel[...]
-        if self.bias is None:
-            return y
-        return y + self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,))
+        # One axis of tokens: XLA's CPU backend transposes a copy of both factors of the kernel's
+        # gradient if it is a sum over two, which takes as long as the product.
+        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...]
+        if self.bias is not None:
+            y = y + self.bias[...][None]
+        return y.reshape(*x.shape[:-1], -1)
 
 
 class Attention(nnx.Module):

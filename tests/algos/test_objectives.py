@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from algorithms import ALGORITHMS
+from invariance import gradient, same
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jrl import rollout, train
+from jrl import rollout
 from jrl.algos import reinforce
 from jrl.envs import cartpole
 
@@ -32,22 +32,6 @@ def parts(name, memory=0):
     extra_arguments = (config,) if case.module is reinforce else ()
     objective = case.module.make_objective(setup.network, *extra_arguments)
     return objective, state.train, collect(), case.hyper
-
-
-def gradient(objective, state, batch, hp, **kwargs):
-    grad_fn = train.gradient(objective, **kwargs)
-    return jax.jit(grad_fn)(state.params, state.extra, batch, jax.random.key(2), hp)
-
-
-def same(a, b, atol=1e-6):
-    (grads_a, loss_a), (grads_b, loss_b) = a, b
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), grads_a, grads_b)
-    np.testing.assert_allclose(loss_a.weight, loss_b.weight)
-    np.testing.assert_allclose(loss_a.total, loss_b.total, rtol=1e-4, atol=1e-4)
-    for metric in loss_a.metrics:
-        np.testing.assert_allclose(
-            loss_a.metrics[metric], loss_b.metrics[metric], rtol=1e-4, atol=1e-4
-        )
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
