@@ -19,15 +19,15 @@ experiment = StreamExperiment(
     task=Grpo(
         model=START,
         data=Data(open=lambda split: arithmetic.load(SUMS, split), held_out=500),
-        batches=Batches(prompts=32, lengths=(16,)),
+        batches=Batches(prompts=256, lengths=(12,)),
         asking=Asking(
             reward=rewards.exact_match,
-            max_new_tokens=8,
-            sampler=sampler.Config(slots=128, length=16, queue=512, buckets=()),
+            max_new_tokens=4,
+            sampler=sampler.Config(slots=512, length=12, queue=2048, buckets=()),
         ),
     ),
-    config=grpo.Config(updates=400, group_size=8, max_new_tokens=8),
-    hyper=grpo.Hyper(learning_rate=3e-4, warmup=0.02, anneal=1.0),
-    evaluate_every=50,
+    config=grpo.Config(updates=200, group_size=8, max_new_tokens=4),
+    hyper=grpo.Hyper(learning_rate=5e-4, warmup=0.05, anneal=1.0),
+    evaluate_every=20,
     metric="eval/reward",
 )

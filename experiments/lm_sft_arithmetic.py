@@ -9,7 +9,7 @@ from jrl.data.tasks import arithmetic
 from jrl.lm import rewards, sampler
 from jrl.streams import Asking, Data, Model, Sft, StreamExperiment
 
-SUMS = arithmetic.Config(train=2_000, test=500)
+SUMS = arithmetic.Config(train=10_000, test=500)
 
 experiment = StreamExperiment(
     name="lm_sft_arithmetic",
@@ -23,7 +23,7 @@ experiment = StreamExperiment(
             sampler=sampler.Config(slots=128, length=32, queue=512, buckets=(16,)),
         ),
     ),
-    config=sft.Config(updates=200),
+    config=sft.Config(updates=120),
     hyper=sft.Hyper(learning_rate=1e-3, warmup=0.05, anneal=1.0, weight_decay=0.01),
     metric="eval/reward",
 )
