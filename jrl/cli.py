@@ -183,32 +183,17 @@ def _go(experiment, directory: pathlib.Path, resume: bool) -> None:
 
         if plot.available():
             with contextlib.suppress(UsageError):
-                print(f"plot: {plot.curves([directory])}")
+                metric = getattr(experiment, "metric", "eval/return")
+                print(f"plot: {plot.curves([directory], metric)}")
 
 
 def _plot(arguments: list[str]) -> None:
-    import tyro
+    from jrl import plot
 
-    def plot(
-        runs: tyro.conf.Positional[tuple[pathlib.Path, ...]],
-        metric: str = "eval/return",
-        output: pathlib.Path | None = None,
-    ):
-        """Draws learning curves: interquartile means with 95 % bootstrap intervals.
-
-        Args:
-            runs: Directories of runs.
-            metric: What to draw.
-            output: The PNG; None for one in the first run's directory.
-        """
-        return runs, metric, output
-
-    runs, metric, output = _parse(plot, arguments, "jrl plot")
-    if not runs:
+    o = _parse(plot.Options, arguments, "jrl plot")
+    if not o.runs:
         raise UsageError("plot: name one or more directories of runs")
-    from jrl import plot as plots
-
-    print(plots.curves(runs, metric, output))
+    print(plot.curves(o.runs, o.metric, o.output, against=o.against))
 
 
 def _video(arguments: list[str]) -> None:

@@ -5,15 +5,32 @@ Precipice", https://arxiv.org/abs/2108.13264, section 4: the mean of the middle 
 runs, and percentiles of it over resamples that draw runs with replacement within each task.
 """
 
+import dataclasses
 import importlib.util
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+import tyro
 
 from jrl.run_directory import RunDirectory, UsageError
 
-__all__ = ["available", "bootstrap_interval", "curves", "iqm", "read_curves"]
+__all__ = ["Options", "available", "bootstrap_interval", "curves", "iqm", "read_curves"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Draws learning curves: interquartile means with 95 % bootstrap intervals."""
+
+    runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
+    """Directories of runs."""
+    metric: str = "eval/return"
+    """What to draw."""
+    against: str | None = None
+    """Over which other metric; None for the steps."""
+    output: pathlib.Path | None = None
+    """The PNG; None for one in the first run's directory."""
+
 
 Numbers = np.ndarray | np.floating
 
@@ -59,17 +76,18 @@ def bootstrap_interval(
 
 
 def read_curves(run: RunDirectory, metric: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Returns setting -> (steps[points], scores[seeds, points]); NaN where nothing was measured.
+    """Returns setting -> (steps[points], scores[seeds, points]); NaN for what is not finite.
 
     Raises UsageError if the run has no such metric.
     """
     table: dict[str, dict[int, dict[int, float]]] = {}
     names: set[str] = set()
     for row in run.rows():
-        value = row["means"].get(metric)
         names |= row["means"].keys()
-        seeds = table.setdefault(row["setting"], {})
-        seeds.setdefault(row["seed"], {})[row["step"]] = np.nan if value is None else value
+        points = table.setdefault(row["setting"], {}).setdefault(row["seed"], {})
+        if metric in row["means"]:
+            value = row["means"][metric]
+            points[row["step"]] = np.nan if value is None else value
     if not names:
         raise UsageError(f"{run.path} has no measurements to plot")
     if metric not in names:
@@ -88,11 +106,13 @@ def curves(
     metric: str = "eval/return",
     output: str | pathlib.Path | None = None,
     resamples: int = 2000,
+    against: str | None = None,
 ) -> pathlib.Path:
     """Draws one curve for every setting of every run and returns the PNG's path.
 
-    Without `output` it goes to the first run's directory. Raises UsageError for a directory
-    that is no run, a metric that was not measured, and a missing matplotlib.
+    Over steps, or over the mean of another metric: `against`, in the order of the steps. Without
+    `output` it goes to the first run's directory. Raises UsageError for a directory that is no
+    run, a metric that was not measured, and a missing matplotlib.
     """
     if not available():
         raise UsageError("matplotlib is missing, run `pip install 'jrl[plots]'`")
@@ -101,10 +121,12 @@ def curves(
 
     lines = []
     for run in map(RunDirectory, runs):
+        other = read_curves(run, against) if against else {}
         for setting, curve in read_curves(run, metric).items():
             where = run.path.resolve().name
             label = setting if len(runs) == 1 else f"{where}: {setting}"
-            lines.append((where if label.endswith("default") else label, *curve))
+            curve = _joined(*curve, *other[setting]) if against else curve
+            lines.append((where if label.endswith(("default", "run")) else label, *curve))
     figure = Figure(figsize=(8, 5), layout="constrained", dpi=120)
     # Without pyplot no display is looked for and no other figure of the process is touched.
     FigureCanvasAgg(figure)
@@ -118,14 +140,22 @@ def curves(
         if seeds > 1:
             low, high = bootstrap_interval(scores[:, None], resamples)
             axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.set_xlabel("environment steps of each member")
+    axes.set_xlabel(against or "steps of each member")
     axes.set_ylabel(f"{metric} (interquartile mean over seeds)")
     axes.set_title("bands: 95 % stratified bootstrap intervals", fontsize="small", loc="right")
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    if not against:
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small", ncols=1 + len(lines) // 8)
-    path = pathlib.Path(output or pathlib.Path(runs[0]) / f"{metric.replace('/', '_')}.png")
+    name = (f"{metric} against {against}" if against else metric).replace("/", "_")
+    path = pathlib.Path(output or pathlib.Path(runs[0]) / f"{name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
+
+
+def _joined(steps, scores, other_steps, other_scores) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (mean of the other scores, scores) at the steps that both have."""
+    _, ours, theirs = np.intersect1d(steps, other_steps, return_indices=True)
+    return other_scores[:, theirs].mean(0), scores[:, ours]

@@ -110,3 +110,25 @@ def test_clear_errors(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'jrl\[plots\]'"):
         plot.curves([run.path])
+
+
+def test_rows_of_different_metrics_at_one_step_and_one_metric_against_another(tmp_path):
+    """As language models have them: a row of training, a row of evaluation, seldom both."""
+    run = RunDirectory.create(tmp_path / "a", {})
+    recorder = Recorder(run, tensorboard=False)
+
+    def row(step, **means):
+        recorder.write([{"step": step, "setting": "run", "seed": 0, "means": means}])
+
+    row(0, reward=1.0, kl=0.0)
+    for step in range(1, 5):
+        row(step, loss=float(step))
+    row(4, reward=2.0, kl=0.5)
+    steps, scores = plot.read_curves(run, "reward")["run"]
+    assert steps.tolist() == [0, 4] and scores.tolist() == [[1, 2]]
+    steps, scores = plot.read_curves(run, "loss")["run"]
+    assert steps.tolist() == [1, 2, 3, 4] and scores.tolist() == [[1, 2, 3, 4]]
+    path = plot.curves([run.path], "reward", against="kl", resamples=50)
+    assert path == run.path / "reward against kl.png" and path.exists()
+    with pytest.raises(UsageError, match="has no 'nope'"):
+        plot.curves([run.path], "reward", against="nope")
