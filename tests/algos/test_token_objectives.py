@@ -252,3 +252,21 @@ def test_ratios_of_gspo_are_those_of_whole_answers():
 def test_cispo_has_no_ratios_of_answers():
     with pytest.raises(ValueError, match="config.level must be 'token' with loss='cispo'"):
         grpo.Config(loss="cispo", level="sequence").validate()
+
+
+def test_an_adaptive_price_counts_the_answers_whose_reward_is_known():
+    name = "ppo, one trunk"
+    case, _, state, _, batch = parts(name)
+    update = jit(case.updater(epochs=1).update)
+    for known in (batch.known, jnp.zeros(ROWS, bool)):
+        columns, measured = prepare(name, state, batch.replace(known=known))
+        after, _ = update(state, columns, case.hyper)
+        n = int(known.sum())
+        # Sums of the answers in float64; no answer says nothing about the price.
+        mean = np.asarray(columns.divergence, np.float64)[np.asarray(known)].sum() / max(n, 1)
+        np.testing.assert_allclose(measured["divergence"], (mean * n, n), rtol=1e-4)
+        error = np.clip(mean / 6.0 - 1, -0.2, 0.2)
+        np.testing.assert_allclose(
+            after.extra.penalty.beta, 0.05 * (1 + error * n / 10_000), rtol=1e-6
+        )
+    assert float(after.extra.penalty.beta) == float(state.extra.penalty.beta)
