@@ -15,6 +15,7 @@ from jrl.lm.policy import Frozen, Policy
 from jrl.lm.requests import Settings
 from jrl.lm.rewards import Reward
 from jrl.lm.rewards.scorer import Scorer
+from jrl.lm.sampler import Sampler
 from jrl.streams import answers
 from jrl.streams.answers import Answers
 from jrl.streams.asking import Asker, Exam
@@ -56,21 +57,22 @@ class Asking:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"asking.temperature must be at least 0, got {self.temperature}")
 
-    def asker(self, opened: Opened, reward: Reward | None, dtype: str) -> Asker:
-        """Makes what samples, in the dtype that the model is trained in, and scores."""
-        made = samplers.make(opened.model, self.sampler)
+    def asker(
+        self, opened: Opened, reward: Reward | None, dtype: str, sampler: Sampler | None = None
+    ) -> Asker:
+        """Makes what samples, in the dtype that the model is trained in, and judges."""
+        sampler = sampler or samplers.make(opened.model, self.sampler)
         limits = (self.workers, self.timeout, self.max_failed)
-        return Asker(opened, made, Scorer(reward, *limits) if reward else None, dtype)
+        return Asker(opened, sampler, Scorer(reward, *limits) if reward else None, dtype)
 
-    def exam(self, opened: Opened, data: Data, key: Key, dtype: str, reference=None) -> Exam | None:
+    def exam(self, asker: Asker, data: Data, key: Key, reference=None) -> Exam | None:
         """Makes the exam of held-out prompts, None if there is nobody to judge."""
-        if self.reward is None:
+        if asker.scorer is None:
             return None
         records = data.held_out_records()
-        asker = self.asker(opened, self.reward, dtype)
         asker.check(records, self.max_new_tokens)
         settings = Settings(
-            self.max_new_tokens, self.temperature, stop_ids=opened.tokenizer.eos_ids
+            self.max_new_tokens, self.temperature, stop_ids=asker.opened.tokenizer.eos_ids
         )
         return Exam(asker, records, key, settings, (self.sampler.length,), reference)
 
@@ -110,7 +112,8 @@ class _Examples:
             # Of pairs an empty row is one more example, of tokens it is nothing.
             rest = len(records) % batches.batch_size
             held_out[-1] = jax.tree.map(lambda x: x[:rest], held_out[-1])
-        exam = self.asking.exam(opened, self.data, _key(seed, 3), config.compute_dtype, reference)
+        asker = self.asking.asker(opened, self.asking.reward, config.compute_dtype)
+        exam = self.asking.exam(asker, self.data, _key(seed, 3), reference)
         return Examples(Loader(source, batches, encoder), held_out, exam)
 
 
@@ -198,8 +201,10 @@ class _Answers:
         self, opened: Opened, config: Any, hyper: Any, seed: int, reward: Reward | None, reference
     ) -> Answers:
         """Opens the data, and starts what samples and judges."""
-        source, asking = self.data.source("train"), self.asking
-        asker = asking.asker(opened, reward, config.compute_dtype)
+        source, asking, dtype = self.data.source("train"), self.asking, config.compute_dtype
+        asker = judge = asking.asker(opened, reward, dtype)
+        if asking.reward is not reward:
+            judge = asking.asker(opened, asking.reward, dtype, asker.sampler)
         asker.check(source, asking.max_new_tokens)
         settings = Settings(
             asking.max_new_tokens,
@@ -208,7 +213,7 @@ class _Answers:
             stop_ids=opened.tokenizer.eos_ids,
         )
         records = Loader(source, loader.Config(batch_size=self.batches.prompts, seed=seed))
-        exam = asking.exam(opened, self.data, _key(seed, 3), config.compute_dtype, reference)
+        exam = asking.exam(judge, self.data, _key(seed, 3), reference)
         size = getattr(config, "group_size", 1)
         return Answers(records, asker, self.batches, size, settings, _key(seed, 4), exam)
 
