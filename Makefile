@@ -33,7 +33,7 @@ SMOKE := tests/test_house.py tests/test_install.py tests/test_train.py tests/tes
 	jrl/losses jrl/train.py jrl/loop.py jrl/envs/mujoco tests/envs/test_mujoco.py \
 	tests/envs/test_mujoco_engines.py
 
-smoke: $(VENV)/.dev
+smoke: $(VENV)/.smoke
 	$(BIN)/python -m pytest $(SMOKE) -m "not slow" $(ARGS)
 
 check: $(VENV)/.dev
@@ -63,9 +63,14 @@ $(VENV)/.run: $(REQUIREMENTS) | $(BIN)/python
 	$(INSTALL) -e '.[plots,mujoco]'
 	@touch $@
 
+# Neither torch nor tensorflow-datasets: a second Python is quickly there.
+$(VENV)/.smoke: $(REQUIREMENTS) | $(BIN)/python
+	$(INSTALL) -e '.[smoke]'
+	@touch $@ $(VENV)/.run
+
 $(VENV)/.dev: $(REQUIREMENTS) | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
-	@touch $@ $(VENV)/.run
+	@touch $@ $(VENV)/.smoke $(VENV)/.run
 
 $(VENV)/.docs: $(REQUIREMENTS) | $(BIN)/python
 	$(INSTALL) -e '.[docs]'
