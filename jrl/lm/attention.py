@@ -12,6 +12,9 @@ from jrl.types import Array, Bool, Float, Int, Leaf
 
 __all__ = ["Cache", "attend", "causal_mask", "init_cache", "rotate", "write"]
 
+UNSEEN = -1e30
+"""Added to the score of a key that a query does not see; finite, for queries that see none."""
+
 
 class Cache(struct.PyTreeNode):
     """Keys and values of all layers; a token's index along S is its position.
@@ -125,12 +128,19 @@ def attend(
     Array([1., 2.], dtype=float32)
     """
     b, length, n, h = q_BxLxNxH.shape
-    heads = k_BxKxSxH.shape[1]
-    q = q_BxLxNxH.reshape(b, length, heads, n // heads, h)
-    scores = jnp.einsum("blkgh,bksh->bkgls", q, k_BxKxSxH, preferred_element_type=jnp.float32)
-    scores = scores * scale
+    heads, groups = k_BxKxSxH.shape[1], n // k_BxKxSxH.shape[1]
+    # One axis of rows for the products, the mask added, the sum divided by after the product: each
+    # saves XLA's CPU backend passes over the scores, together half the time of a gradient.
+    q = q_BxLxNxH.reshape(b, length, heads, groups, h).transpose(0, 2, 3, 1, 4)
+    q = q.reshape(b, heads, groups * length, h)
+    scores = jnp.einsum("bkrh,bksh->bkrs", q, k_BxKxSxH, preferred_element_type=jnp.float32)
+    scores = scores.reshape(b, heads, groups, length, -1) * scale
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(mask_BxLxS[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    p = jax.nn.softmax(scores, axis=-1).astype(v_BxKxSxH.dtype)
-    return jnp.einsum("bkgls,bksh->blkgh", p, v_BxKxSxH).reshape(b, length, n, h)
+    scores += jnp.where(mask_BxLxS, 0.0, UNSEEN)[:, None, None]
+    p = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total = jnp.sum(p, axis=-1, keepdims=True)
+    p = p.astype(v_BxKxSxH.dtype).reshape(b, heads, groups * length, -1)
+    y = jnp.einsum("bkrs,bksh->bkrh", p, v_BxKxSxH, preferred_element_type=jnp.float32)
+    y = (y.reshape(b, heads, groups, length, h) / total).astype(v_BxKxSxH.dtype)
+    return y.transpose(0, 3, 1, 2, 4).reshape(b, length, n, h)

@@ -146,7 +146,7 @@ class Attention(nnx.Module):
             cache = write(cache, layer.number, mask.q_positions_BxL, k, v)
             k, v = cache.k_layersxBxKxSxH[layer.number], cache.v_layersxBxKxSxH[layer.number]
             y = attend(q, k.astype(q.dtype), v.astype(q.dtype), seen, scale, c.attention_softcap)
-        elif c.attention_softcap is not None:
+        elif c.attention == "xla":
             k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
             y = attend(q, k, v, seen, scale, c.attention_softcap)
         else:
