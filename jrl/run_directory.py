@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -240,7 +241,9 @@ def plain(x: Any) -> Any:
     if dataclasses.is_dataclass(x) and not isinstance(x, type):
         return {f.name: plain(getattr(x, f.name)) for f in dataclasses.fields(x)}
     if isinstance(x, dict):
-        return {str(k): plain(v) for k, v in x.items()}
+        return {str(plain(k)): plain(v) for k, v in x.items()}
+    if isinstance(x, functools.partial):
+        return {"function": plain(x.func), "args": plain(x.args), **plain(x.keywords)}
     if isinstance(x, list | tuple):
         return [plain(v) for v in x]
     if (tolist := getattr(x, "tolist", None)) is not None and not isinstance(x, type):

@@ -1,6 +1,7 @@
 """A run's directory: what is in it, that it appears at once, and that nothing is in it twice."""
 
 import dataclasses
+import functools
 import json
 import math
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import scipy.stats
 from flax import struct
 
+from jrl.lm import rewards
 from jrl.run_directory import (
     Recorder,
     RunDirectory,
@@ -193,6 +195,17 @@ class Config:
     sizes: tuple = (1, 2)
     make: object = events
     hyper: Hyper = Hyper()
+
+
+def test_plain_functions_have_no_address():
+    """Which differs from one start of the program to the next, and would refuse a resume."""
+    bound = functools.partial(rewards.target_length, scale=0.5)
+    found = plain({"bound": bound, "sum": rewards.weighted({rewards.exact_match: 1.0, bound: 2.0})})
+    assert "0x" not in json.dumps(found)
+    assert found["bound"] == {
+        "function": "jrl.lm.rewards.functions.target_length", "args": [], "scale": 0.5
+    }  # fmt: skip
+    assert found["sum"]["weights"]["jrl.lm.rewards.functions.exact_match"] == 1.0
 
 
 def test_plain_is_json():
