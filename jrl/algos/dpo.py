@@ -5,23 +5,25 @@
 Source: Rafailov et al. 2023, eq. 7, https://arxiv.org/abs/2305.18290; the losses, one for each name
 of `Config.loss`, have theirs in `jrl.losses`.
 
-Deviations: none; the reference's log-probabilities are columns, computed once for each batch.
+Deviations: none; the reference's log-probabilities are columns, computed once for each batch. A row
+is one answer: a packed row would be taken for one long answer.
 """
 
 import dataclasses
+import functools
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jrl import networks, train
+from jrl import networks, train, tree
 from jrl.lm.optimizer import AdamW, adamw
-from jrl.lm.policy import Policy, PreferenceBatch, TokenBatch, by_parts
+from jrl.lm.policy import Policy, PreferenceBatch, TokenBatch, by_parts, certainly
 from jrl.losses import direct_alignment, preference, tokens
 from jrl.types import Leaf, Updater, check_sizes
 
-__all__ = ["Batch", "Config", "Hyper", "make", "make_objective"]
+__all__ = ["Batch", "Config", "Hyper", "make", "make_objective", "recipe"]
 
 LossName = Literal["sigmoid", "robust", "ipo", "hinge", "simpo", "orpo"]
 
@@ -32,11 +34,14 @@ class Hyper(AdamW):
     """Numbers that may differ between runs of one program."""
 
     beta: Leaf = 0.1
-    """How strongly the policy is held to the reference; the weight of the odds ratio in ORPO."""
+    """How strongly the policy is held to the reference; the weight of the odds ratio in ORPO.
+
+    SimPO multiplies means by it, not sums: there it is from 2 to 10.
+    """
     label_smoothing: Leaf = 0.0
     """Chance that a label is wrong: conservative DPO with `sigmoid`, unbiased with `robust`."""
-    margin: Leaf = 0.5
-    """SimPO's target margin gamma."""
+    margin: Leaf = 1.0
+    """SimPO's target margin gamma, about half of `beta`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,27 +74,29 @@ class Batch(struct.PyTreeNode):
     chosen: TokenBatch
     rejected: TokenBatch
     ref_chosen: Leaf
+    """The reference's log-probabilities of the tokens, [B, L]; zeros where there is none."""
     ref_rejected: Leaf
+    """[B, L]"""
 
 
 def make_objective(policy: Policy, config: Config) -> train.Objective:
     """Makes the objective of the equation above, summed over the pairs of a (micro)batch."""
+    # Differences of tokens keep the sign that a difference of two long sums may lose.
+    of_answers = tokens.masked_mean if _of_means(config) else tokens.masked_sum
 
     def objective(params, extra, batch: Batch, key, hp):
         # Both answers in one pass: the model runs once on twice the rows.
         both = jax.tree.map(lambda *x: jnp.concatenate(x), batch.chosen, batch.rejected)
+        ref = jnp.concatenate([batch.ref_chosen, batch.ref_rejected])
         log_probs, _ = policy.log_probs(params, extra.base, both)
-        chosen, rejected = jnp.split(_of_answers(config, log_probs, both.mask), 2)
-        loss = _loss(config.loss, chosen, rejected, batch.ref_chosen, batch.ref_rejected, hp)
-        gained = preference.implicit_reward(chosen, batch.ref_chosen, hp.beta)
-        lost = preference.implicit_reward(rejected, batch.ref_rejected, hp.beta)
+        chosen, rejected = jnp.split(of_answers(log_probs - ref, both.mask, axis=-1), 2)
         columns = {
-            "accuracy": (gained > lost).astype(jnp.float32),
-            "margin": gained - lost,
-            "chosen_reward": gained,
-            "rejected_reward": lost,
+            "accuracy": (chosen > rejected).astype(jnp.float32),
+            "margin": hp.beta * (chosen - rejected),
+            "chosen_reward": hp.beta * chosen,
+            "rejected_reward": hp.beta * rejected,
         }
-        return train.sum_columns(loss, columns)
+        return train.sum_columns(_loss(config.loss, chosen, rejected, hp), columns)
 
     return objective
 
@@ -97,7 +104,8 @@ def make_objective(policy: Policy, config: Config) -> train.Objective:
 def make(policy: Policy, config: Config) -> Updater:
     """Makes the algorithm; `frozen.reference` of its `init` is the model before training.
 
-    Raises ValueError if a field of `config` does not fit, or the reference's shape.
+    Raises ValueError if a field of `config` does not fit; in `init` for the reference's shape, and
+    for `hp.beta` below 1 with SimPO.
     """
     config.validate()
     objective, optimizer = make_objective(policy, config), adamw(config.updates)
@@ -107,27 +115,29 @@ def make(policy: Policy, config: Config) -> Updater:
     def init(key, params, frozen, hp):
         if config.loss not in REFERENCE_FREE:
             policy.reference(frozen)
+        if config.loss == "simpo" and certainly(hp.beta < 1):
+            raise ValueError(
+                f"hyper.beta must be at least 1 with loss='simpo', where it multiplies means "
+                f"(2 to 10 in its paper), got {hp.beta}"
+            )
         return train.init(key, params, optimizer, hp, frozen)
 
     def prepare(state, batch: PreferenceBatch, hp):
         if config.loss in REFERENCE_FREE:
-            zeros = jnp.zeros(batch.chosen.mask.shape[0])
-            return Batch(batch.chosen, batch.rejected, zeros, zeros), {}
-
-        def answers(part: TokenBatch):
-            return _of_answers(config, policy.reference_log_probs(state.extra, part), part.mask)
-
-        chosen, rejected = (
-            by_parts(answers, part, config.microbatches) for part in (batch.chosen, batch.rejected)
-        )
-        return Batch(batch.chosen, batch.rejected, chosen, rejected), {}
+            zeros = [jnp.zeros(part.mask.shape) for part in (batch.chosen, batch.rejected)]
+            return Batch(batch.chosen, batch.rejected, *zeros), {}
+        frozen = tree.cast(state.extra, config.compute_dtype)
+        read = functools.partial(policy.reference_log_probs, frozen)
+        ref = [by_parts(read, x, config.microbatches) for x in (batch.chosen, batch.rejected)]
+        return Batch(batch.chosen, batch.rejected, *ref), {}
 
     def update(state, batch, hp):
         state, loss = train_step(state, batch, hp)
         return state, loss.metrics
 
     def evaluate(state, batch, hp):
-        loss = objective(state.params, state.extra, prepare(state, batch, hp)[0], state.key, hp)
+        params = tree.cast(state.params, config.compute_dtype)
+        loss = objective(params, state.extra, prepare(state, batch, hp)[0], state.key, hp)
         return {"loss": (loss.total, loss.weight), **loss.metrics}
 
     def trained(state):
@@ -136,14 +146,35 @@ def make(policy: Policy, config: Config) -> Updater:
     return Updater(init, prepare, update, evaluate, trained)
 
 
-def _of_answers(config: Config, log_probs, mask):
-    if config.length_normalized or config.loss in REFERENCE_FREE:
-        return tokens.masked_mean(log_probs, mask, axis=-1)
-    return tokens.masked_sum(log_probs, mask, axis=-1)
+def recipe(like: str) -> tuple[Config, Hyper]:
+    """Returns the settings of another library's DPO, so that its recipes carry over.
+
+    Defaults of TRL 1.16, Tunix 0.1.7 and AReaL 2.0: all have the loss of the equation above with
+    `beta=0.1`, and no smoothed labels. Step sizes of Tunix and AReaL are not carried over, nor are
+    batches and dtypes. Other losses have other settings: `ipo` of TRL and AReaL wants
+    `length_normalized=True`, `simpo` of TRL has a `beta` of 0.1 that nobody should use.
+
+    Raises ValueError for another name; verl has no DPO.
+
+    >>> config, hyper = recipe("trl")
+    >>> config.loss, hyper.beta, hyper.learning_rate
+    ('sigmoid', 0.1, 1e-06)
+    """
+    if like == "trl":
+        return Config(), Hyper(learning_rate=1e-6, anneal=1.0)
+    if like in ("tunix", "areal"):
+        return Config(), Hyper()
+    raise ValueError(f"like must be one of trl, tunix, areal, got {like!r}")
 
 
-def _loss(name: LossName, chosen, rejected, ref_chosen, ref_rejected, hp):
-    pair = (chosen, rejected, ref_chosen, ref_rejected)
+def _of_means(config: Config) -> bool:
+    return config.length_normalized or config.loss in REFERENCE_FREE
+
+
+def _loss(name: LossName, chosen, rejected, hp):
+    zeros = jnp.zeros_like(chosen)
+    # The reference is taken off already.
+    pair = (chosen, rejected, zeros, zeros)
     if name == "sigmoid":
         return preference.dpo_loss(*pair, hp.beta, label_smoothing=hp.label_smoothing)
     if name == "robust":

@@ -25,7 +25,7 @@ from flax import struct
 
 from jrl import metrics, networks, train, tree
 from jrl.lm.optimizer import AdamW, adamw
-from jrl.lm.policy import Policy, RolloutBatch, TokenBatch, by_parts
+from jrl.lm.policy import Policy, RolloutBatch, TokenBatch, by_parts, certainly
 from jrl.losses import aggregation, importance, kl, token_policy, token_returns, tokens
 from jrl.types import Leaf, Updater, check_sizes
 
@@ -40,13 +40,13 @@ class Hyper(AdamW):
     learning_rate: Leaf = 1e-6
     """Largest step size."""
     eps_low: Leaf = 0.2
-    """How far below 1 a ratio is followed."""
+    """How far below 1 a ratio is followed. CISPO has no such bound: give it 1."""
     eps_high: Leaf = 0.2
-    """How far above 1: more than `eps_low` is DAPO's clip-higher."""
+    """How far above 1: more than `eps_low` is DAPO's clip-higher; in CISPO 4 is usual."""
     dual_clip: Leaf = jnp.inf
     """Bound of the ratio where the advantage is negative (3 in verl); inf for none."""
     beta: Leaf = 0.0
-    """Weight of the divergence from the reference."""
+    """Weight of the divergence from the reference, which must be given if it is positive."""
     entropy_coef: Leaf = 0.0
     """Weight of the entropy bonus."""
     temperature: Leaf = 1.0
@@ -56,7 +56,7 @@ class Hyper(AdamW):
     correction_high: Leaf = 2.0
     """Greatest weight for it."""
     advantage_eps: Leaf = 1e-6
-    """Added to the standard deviation of a group."""
+    """Added to the standard deviation of a group; `whiten` has 1e-8 below a root in its place."""
     overlong_penalty: Leaf = 0.0
     """What an answer of the full length loses; see `Config.overlong_buffer`."""
 
@@ -80,7 +80,7 @@ class Config:
     compute_dtype: str = "float32"
     """What the model computes in, float32 or bfloat16; parameters and sums stay as they are."""
     loss: Literal["clip", "cispo"] = "clip"
-    """PPO's clipped surrogate, or REINFORCE with clipped weights."""
+    """PPO's clipped surrogate, or REINFORCE with clipped weights, which wants `eps_low=1`."""
     level: Literal["token", "sequence"] = "token"
     """Ratios of tokens, or of whole answers (GSPO)."""
     advantage: Literal["grpo", "dr_grpo", "rloo", "batch_std", "whiten"] = "grpo"
@@ -181,12 +181,18 @@ def prepare(policy: Policy, config: Config, state: train.TrainState, batch: Roll
     def ours(part: TokenBatch):
         return policy.log_probs(current, state.extra.base, part, hp.temperature).log_probs_BxL
 
-    def reference(part: TokenBatch):
-        return policy.reference_log_probs(state.extra, part, hp.temperature)
+    def reference():
+        frozen = tree.cast(state.extra, config.compute_dtype)
+        read = functools.partial(policy.reference_log_probs, frozen, temperature=hp.temperature)
+        return by_parts(read, text, parts)
 
     sampled = jnp.where(mask, batch.sampler_log_probs, 0.0)
     old = by_parts(ours, text, parts) if config.recompute else sampled
-    ref = by_parts(reference, text, parts) if _has_reference(state.extra) else old
+    ref = old
+    if _has_reference(state.extra):
+        # A base is there for its adapters: it is read where `beta` or a reference asks for it.
+        given = bool(jax.tree.leaves(state.extra.reference))
+        ref = jax.lax.cond((hp.beta > 0) | given, reference, lambda: old)
     correction = mask.astype(jnp.float32)
     if config.recompute and config.correction != "none":
         correction = importance.importance_weights(
@@ -218,7 +224,8 @@ def prepare(policy: Policy, config: Config, state: train.TrainState, batch: Roll
 def make(policy: Policy, config: Config) -> Updater:
     """Makes the algorithm; `frozen.reference` of its `init` is what `beta` holds it close to.
 
-    Raises ValueError if a field of `config` does not fit, or the reference's shape.
+    Raises ValueError if a field of `config` does not fit; in `init` for the reference's shape, a
+    positive `hp.beta` without a reference, and `hp.eps_low` below 1 with CISPO.
     """
     config.validate()
     per_batch = config.epochs * config.minibatches
@@ -229,6 +236,13 @@ def make(policy: Policy, config: Config) -> Updater:
     def init(key, params, frozen, hp):
         if _has_reference(frozen):
             policy.reference(frozen)
+        elif certainly(hp.beta > 0):
+            raise ValueError("frozen.reference: missing, hyper.beta must be 0 without one")
+        if config.loss == "cispo" and certainly(hp.eps_low < 1):
+            raise ValueError(
+                "hyper.eps_low must be at least 1 with loss='cispo', which has no lower bound, "
+                f"got {hp.eps_low} (and eps_high={hp.eps_high}, for which 4 is usual)"
+            )
         return train.init(key, params, optimizer, hp, frozen)
 
     def update(state, batch, hp):
@@ -246,31 +260,36 @@ def make(policy: Policy, config: Config) -> Updater:
     return Updater(init, functools.partial(prepare, policy, config), update, evaluate, trained)
 
 
-def recipe(like: Literal["trl", "verl", "tunix", "areal"]) -> tuple[Config, Hyper]:
-    """Returns the defaults of another library's GRPO, so that its recipes carry over.
+def recipe(like: str) -> tuple[Config, Hyper]:
+    """Returns the settings of another library's GRPO, so that its recipes carry over.
 
-    TRL 1.16, verl 0.9.1, Tunix 0.1.7 and AReaL 2.0 disagree about what the loss is a mean of, the
-    KL penalty, the dual clip, advantages and what is done about the sampler's numbers. What is no
-    number or choice here is not carried over: TRL's and verl's learning rate schedules, and
-    AReaL's KL in the reward. Raises ValueError for another name.
+    Defaults of TRL 1.16 (with vLLM), verl 0.9.1, Tunix 0.1.7 and AReaL 2.0, which disagree about
+    what the loss is a mean of, the divergence, the dual clip, advantages, and what is done about
+    the sampler's numbers. Of AReaL, the number of minibatches and the step size are its paper's
+    (Fu et al. 2025, https://arxiv.org/abs/2505.24298), and its price of k1 in the reward, 0.1, is
+    left out: that is without a reference, which it does not have by default either. Tunix has no
+    step size. Sizes of groups, batches and answers are not carried over, nor dtypes.
+
+    Raises ValueError for another name.
 
     >>> config, hyper = recipe("verl")
     >>> config.aggregation, hyper.dual_clip
     ('token-mean', 3.0)
     """
     if like == "trl":
-        config = Config(correction="mask", correction_level="sequence", kl="k3")
-        return config, Hyper(correction_high=3.0, advantage_eps=1e-4)
+        # k3 times the ratio has the value and gradient of k3+ where the ratio is 1.
+        config = Config(correction="mask", correction_level="sequence", kl="k3+")
+        return config, Hyper(anneal=1.0, correction_high=3.0, advantage_eps=1e-4)
     if like == "verl":
-        config = Config(correction="none", kl="k3", group_size=5)
+        config = Config(correction="none", kl="k3", minibatches=4)
         return config, Hyper(dual_clip=3.0, weight_decay=0.01)
     if like == "tunix":
         # k1 as a loss has no expected gradient: this is what Tunix does, not what one should.
         config = Config(recompute=False, correction="none", aggregation="sequence-mean", kl="k1")
         return config, Hyper(beta=0.04)
     if like == "areal":
-        config = Config(advantage="whiten", correction="mask", minibatches=4)
-        return config, Hyper(learning_rate=2e-5, correction_high=5.0, advantage_eps=1e-5)
+        config = Config(advantage="whiten", recompute=False, correction="none", minibatches=4)
+        return config, Hyper(learning_rate=2e-5)
     raise ValueError(f"like must be one of trl, verl, tunix, areal, got {like!r}")
 
 

@@ -6,7 +6,8 @@ where r is a linear head on the features of the last token. Source: Ouyang et al
 https://arxiv.org/abs/2203.02155; the others at `jrl.losses.bradley_terry_loss`.
 
 Deviations: every pair is an example of its own (the paper batches all pairs of a prompt, of which
-it has up to 36). The parameters are {"trunk", "score"}; adapters are on the trunk.
+it has up to 36). The parameters are {"trunk", "score"}; adapters are on the trunk. A row is one
+answer: of a packed row only the last answer would be scored.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jrl import networks, train
+from jrl import networks, train, tree
 from jrl.lm.optimizer import AdamW, adamw
 from jrl.lm.policy import Policy, PreferenceBatch, last_score
 from jrl.losses import preference
@@ -89,7 +90,8 @@ def make(policy: Policy, config: Config) -> Updater:
         return state, loss.metrics
 
     def evaluate(state, batch, hp):
-        loss = objective(state.params, state.extra, batch, state.key, hp)
+        params = tree.cast(state.params, config.compute_dtype)
+        loss = objective(params, state.extra, batch, state.key, hp)
         return {"loss": (loss.total, loss.weight), **loss.metrics}
 
     def trained(state):

@@ -29,7 +29,7 @@ from jrl.lm.policy import Frozen, Policy, RolloutBatch, TokenBatch, by_parts, la
 from jrl.losses import kl, token_policy, token_returns, tokens, trust_region, value
 from jrl.types import Key, Leaf, Params, Updater, check_sizes
 
-__all__ = ["Batch", "Config", "Extra", "Hyper", "init_value", "make", "make_objective"]
+__all__ = ["Batch", "Config", "Extra", "Hyper", "init_value", "make", "make_objective", "recipe"]
 
 
 class Hyper(AdamW):
@@ -45,6 +45,8 @@ class Hyper(AdamW):
     """How far below 1 a ratio is followed."""
     eps_high: Leaf = 0.2
     """How far above 1."""
+    dual_clip: Leaf = jnp.inf
+    """Bound of the ratio where the advantage is negative (3 in verl); inf for none."""
     value_clip: Leaf = 0.2
     """Furthest that a value may move in one batch; inf for any."""
     value_coef: Leaf = 0.1
@@ -132,8 +134,9 @@ def make_objective(policy: Policy, config: Config) -> train.Objective:
             policy, config, params, extra, batch.text, hp.temperature
         )
         mask = batch.text.mask
+        bounds = (hp.eps_low, hp.eps_high, hp.dual_clip)
         policy_loss = token_policy.clipped_token_surrogate(
-            log_probs, batch.old_log_probs, batch.advantages, mask, hp.eps_low, hp.eps_high
+            log_probs, batch.old_log_probs, batch.advantages, mask, *bounds
         )
         value_loss = value.clipped_value_loss(
             values, batch.old_values, batch.returns, hp.value_clip
@@ -162,9 +165,9 @@ def prepare(
     hp,
 ):
     """Computes the columns; returns (`Batch`, metrics)."""
-    text, frozen, beta = batch.text, state.extra.frozen, state.extra.penalty.beta
+    text, beta = batch.text, state.extra.penalty.beta
     mask = text.mask & batch.known[:, None]
-    current = tree.cast(state.params, config.compute_dtype)
+    current, frozen = tree.cast((state.params, state.extra.frozen), config.compute_dtype)
 
     def judge(part: TokenBatch):
         (old, _), values = _read(policy, config, current, state.extra, part, hp.temperature)
@@ -232,6 +235,37 @@ def make(
         return policy.merge(state.params["policy"], state.extra.frozen.base)
 
     return Updater(init, columns, update, evaluate, trained)
+
+
+def recipe(like: str) -> tuple[Config, Hyper]:
+    """Returns the settings of another library's PPO, so that its recipes carry over.
+
+    Defaults of TRL 1.10 (1.16 has no PPO), verl 0.9.1, Tunix 0.1.7 and AReaL 2.0, whose number of
+    minibatches and step size are its paper's (Fu et al. 2025, https://arxiv.org/abs/2505.24298).
+    All but TRL step the critic with an optimizer of its own, verl's at 1e-5: here one steps both,
+    and `value_coef=1` adds the losses as they are. Tunix charges k3 where this charges k1. AReaL
+    takes the sampler's log-probabilities as the old ones, and clips rewards at 20. Not carried
+    over are step sizes of TRL and Tunix, sizes of batches and answers, and dtypes.
+
+    Raises ValueError for another name.
+
+    >>> config, hyper = recipe("verl")
+    >>> config.epochs, hyper.gae_lambda, hyper.value_clip
+    (1, 1.0, 0.5)
+    """
+    if like == "trl":
+        return Config(), Hyper()
+    if like == "verl":
+        hyper = Hyper(weight_decay=0.01, gae_lambda=1.0, dual_clip=3.0, value_clip=0.5)
+        # The divergence is not charged unless one asks, and then at 0.001.
+        return Config(epochs=1, minibatches=4), hyper.replace(value_coef=1.0, beta=0.0)
+    if like == "tunix":
+        return Config(epochs=1), Hyper(value_coef=1.0, beta=0.04)
+    if like == "areal":
+        hyper = Hyper(learning_rate=2e-5, gae_lambda=1.0, value_clip=0.5)
+        config = Config(epochs=1, minibatches=4, whiten=False)
+        return config, hyper.replace(value_coef=1.0, beta=0.1)
+    raise ValueError(f"like must be one of trl, verl, tunix, areal, got {like!r}")
 
 
 def _read(policy: Policy, config: Config, params, extra: Extra, text: TokenBatch, temperature):

@@ -11,7 +11,7 @@ batch is cut into microbatches (the paper does not say).
 
 import dataclasses
 
-from jrl import networks, train
+from jrl import networks, train, tree
 from jrl.lm.optimizer import AdamW, adamw
 from jrl.lm.policy import Policy, TokenBatch
 from jrl.types import Updater, check_sizes
@@ -84,7 +84,8 @@ def make(policy: Policy, config: Config) -> Updater:
         return state, loss.metrics
 
     def evaluate(state, batch, hp):
-        loss = objective(state.params, state.extra, batch, state.key, hp)
+        params = tree.cast(state.params, config.compute_dtype)
+        loss = objective(params, state.extra, batch, state.key, hp)
         return {"loss": (loss.total, loss.weight), **loss.metrics}
 
     def trained(state):

@@ -6,12 +6,15 @@ the reward and the advantage of having chosen it, and in the mask whether anybod
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax.core import Tracer
 
+from jrl import tree
 from jrl.lm import log_probs, transformer
 from jrl.lm.log_probs import TokenLogProbs
 from jrl.lm.transformer import Transformer
@@ -25,6 +28,7 @@ __all__ = [
     "RolloutBatch",
     "TokenBatch",
     "by_parts",
+    "certainly",
     "last_score",
 ]
 
@@ -43,7 +47,11 @@ class TokenBatch(struct.PyTreeNode):
 
 
 class PreferenceBatch(struct.PyTreeNode):
-    """Pairs of answers to the same prompts; row i of one belongs to row i of the other."""
+    """Pairs of answers to the same prompts; row i of one belongs to row i of the other.
+
+    A row is one answer. Packed rows (`segment_ids` above 1) are not seen in a compiled program:
+    they would be taken for one long answer, so pairs are loaded with `pack=False`.
+    """
 
     chosen: TokenBatch
     rejected: TokenBatch
@@ -85,15 +93,21 @@ class Frozen(struct.PyTreeNode):
 class Policy(NamedTuple):
     """A transformer whose parameters are trained as they are, or as adapters on a frozen base.
 
-    `merge(params, base)` makes the parameters of `model` from those that are trained.
+    `merge(params, base)` makes the parameters of `model` from those that are trained. What reads
+    tokens computes in the dtype of `params`, whatever that of `base` is.
     """
 
     model: Transformer
     merge: Callable[[Params, Params], Params] = _whole
 
+    def merged(self, params: Params, base: Params) -> Params:
+        """Returns the parameters of `model`, in the dtype of those that are trained."""
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return tree.cast(self.merge(params, base), dtype)
+
     def hidden(self, params: Params, base: Params, batch: TokenBatch) -> Float[Array, "B L D"]:
         """Returns the last features of every token."""
-        params = self.merge(params, base)
+        params = self.merged(params, base)
         return self.model.hidden(params, batch.tokens, batch.positions, batch.segment_ids)[0]
 
     def log_probs(
@@ -109,7 +123,7 @@ class Policy(NamedTuple):
         self, params: Params, base: Params, tokens, hidden_BxLxD, temperature: Scalar = 1.0
     ) -> TokenLogProbs:
         """The same from features that are there already."""
-        head = self.model.head(self.merge(params, base))
+        head = self.model.head(self.merged(params, base))
         softcap = self.model.config.final_softcap
         return log_probs.next_token_log_probs(hidden_BxLxD, head, tokens, temperature, softcap)
 
@@ -147,6 +161,17 @@ def last_score(
 def _shapes(params: Params) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}
+
+
+def certainly(condition: Any) -> bool:
+    """Says whether a condition is known to be true, of any number if there are several.
+
+    Of a traced number nothing is known. It is for what a compiled program cannot refuse.
+
+    >>> certainly(0.5 > 0), jax.jit(lambda x: jnp.bool_(certainly(x > 0)))(0.5).item()
+    (True, False)
+    """
+    return not isinstance(condition, Tracer) and bool(np.any(condition))
 
 
 def by_parts(function: Callable[[PyTree], PyTree], batch: PyTree, parts: int) -> PyTree:

@@ -51,8 +51,8 @@ def _grpo(hyper=None, **config):
     )
 
 
-def _dpo(loss, **config):
-    hyper = dpo.Hyper(beta=0.5, label_smoothing=0.1)
+def _dpo(loss, beta=0.5, **config):
+    hyper = dpo.Hyper(beta=beta, label_smoothing=0.1)
     return Case(dpo, dpo.Config(loss=loss, **config), hyper)
 
 
@@ -75,7 +75,7 @@ CASES = {
     "dpo robust": _dpo("robust"),
     "dpo hinge": _dpo("hinge"),
     "ipo of means": _dpo("ipo", length_normalized=True),
-    "simpo": _dpo("simpo"),
+    "simpo": _dpo("simpo", beta=2.0),
     "orpo": _dpo("orpo"),
     "grpo": _grpo(),
     "grpo of adapters": _grpo()._replace(adapters=True),
@@ -92,7 +92,7 @@ CASES = {
         advantage="batch_std",
         mask_truncated=True,
     ),
-    "cispo": _grpo(loss="cispo", recompute=False, kl="k3"),
+    "cispo": _grpo({"eps_low": 1.0}, loss="cispo", recompute=False, kl="k3"),
     "rloo": _grpo({"overlong_penalty": 1.0}, advantage="rloo", kl_in="reward", overlong_buffer=4),
     "whitened": _grpo({"dual_clip": 1.5}, advantage="whiten"),
     "ppo": _ppo(),
