@@ -123,7 +123,10 @@ def init_value(policy: Policy, config: Config, key: Key, trunk: Params) -> Param
     Parameters of the algorithm are {"policy": ..., "value": this}.
     """
     head = transformer.init_score_head(key, policy.model.config)
-    return {"score": head} if config.shared_trunk else {"score": head, "trunk": trunk}
+    if config.shared_trunk:
+        return {"score": head}
+    # Values need no logits, and a reward model's trunk has no head for them.
+    return {"score": head, "trunk": {name: x for name, x in trunk.items() if name != "head"}}
 
 
 def make_objective(policy: Policy, config: Config) -> train.Objective:
@@ -275,7 +278,8 @@ def _read(policy: Policy, config: Config, params, extra: Extra, text: TokenBatch
     log_probs = policy.read(params["policy"], base, text.tokens, hidden, temperature)
     if not config.shared_trunk:
         trunk = params["value"]["trunk"]
-        hidden, _ = policy.model.hidden(trunk, text.tokens, text.positions, text.segment_ids)
+        model = transformer.make(dataclasses.replace(policy.model.config, tied=True))
+        hidden, _ = model.hidden(trunk, text.tokens, text.positions, text.segment_ids)
     values = transformer.scores(params["value"]["score"], hidden)
     return log_probs, jnp.pad(values[:, :-1], ((0, 0), (1, 0)))
 
