@@ -60,6 +60,8 @@ class LmGrpoStep(Options):
 
     peer_python: pathlib.Path | None = None
     """Python of an environment with TRL; None leaves its rows out."""
+    threads: tuple[int, ...] = (1, os.cpu_count() or 1)
+    """Of TRL, a row for each; on a busy machine more than one is far slower than one."""
     prompts: int = 2
     """Prompts of a step."""
     answers: int = 8
@@ -176,7 +178,7 @@ def measure(options: LmGrpoStep) -> dict:
         if options.peer_python is not None and not options.gpu:
             folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model"
             saver(opened)(opened.params, folder)
-            for threads in sorted({1, os.cpu_count() or 1}):
+            for threads in sorted(set(options.threads)):
                 ask = stack.enter_context(trl(str(folder), threads, options))
                 others = ask()
 

@@ -12,6 +12,10 @@ no end of sequence: the numbers of new tokens are given. What counts are tokens 
   with top-k 50 and top-p 0.9.
 
     python -m benchmarks.lm_sampler [--quick] [--repeats 5] [--threads 2]
+
+`--gpu` measures what bounds decoding of a large model instead: steps of all slots in bfloat16 with
+a model of Qwen2.5-0.5B's shape, and what they must read (all weights once, and what the cache holds
+of every slot) per second, as a share of what a copy reads and writes per second in the same run.
 """
 
 import dataclasses
@@ -26,7 +30,8 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks.common import Options, human, in_turn, optional, quiet_share, save, show, summary
-from jrl.lm import generation, huggingface, sampler, transformer
+from benchmarks.lm_parts import QWEN, bandwidth, small, versions, weights
+from jrl.lm import generation, huggingface, requests, sampler, transformer
 from jrl.lm.config import Config
 from jrl.lm.requests import Settings
 
@@ -41,6 +46,18 @@ class LmSampler(Options):
 
     threads: int = 2
     """Of torch."""
+    gpu: bool = False
+    """Measure decoding of the model of `sizes` in bfloat16."""
+    sizes: Config = QWEN
+    """Of the model of `gpu`."""
+    batches: tuple[int, ...] = (64, 256)
+    """Slots of `gpu`."""
+    prompt: int = 512
+    """Tokens of the prompts of `gpu`."""
+    steps: int = 256
+    """Steps of one timed call of `gpu`."""
+    copied: int = 2**30
+    """Bytes of the copy that `gpu` is compared with."""
 
 
 def lengths(scenario: str, quick: bool) -> list[int]:
@@ -85,16 +102,7 @@ def models(vocab_size: int):
 
 def own_model(vocab_size: int):
     """Returns our model with weights of its own."""
-    config = Config(
-        vocab_size=vocab_size,
-        num_layers=4,
-        width=256,
-        num_heads=8,
-        num_kv_heads=8,
-        mlp_width=1024,
-        tied=False,
-    )
-    model = transformer.make(config)
+    model = transformer.make(small(vocab_size))
     return model, model.init(KEY)
 
 
@@ -145,6 +153,57 @@ def run_theirs(model, prompts, new, filters, threads):
         assert found.shape[1] == PROMPT + most
 
 
+def decoding(options: LmSampler, size: int) -> dict:
+    """Measures steps of `size` slots that are all busy."""
+    c, new = options.sizes, options.steps * (options.repeats + 3)
+    length = options.prompt + new
+    config = sampler.Config(
+        size, length, queue=size, buckets=(options.prompt,), dtype="bfloat16", stops=1
+    )
+    model = transformer.make(c)
+    slots = sampler.make(model, config)
+    params = jax.tree.map(lambda x: x.astype("bfloat16"), jax.jit(model.init)(KEY))
+    prompts = np.random.default_rng(1).integers(0, c.vocab_size, (size, options.prompt))
+    packed = requests.pack(list(prompts), [Settings(new)] * size, range(size), size, length, 1)
+    states = [slots.submit(slots.init(KEY), packed)]
+    held = []
+
+    def step():
+        held.append(int(np.asarray(states[0].length_Q).sum()))
+        states[0] = slots.advance(params, states[0], np.int32(0), np.int32(options.steps))
+        return states[0].steps
+
+    seconds = in_turn({"jrl": step}, options.repeats)["jrl"]
+    # What slots hold in the middle of each timed call; the first two calls prefill and warm up.
+    middle = [x + size * options.steps / 2 for x in held[2:]]
+    token = 2 * c.num_layers * c.num_kv_heads * c.head_dim * 2
+    read = [2 * weights(c) + token * x for x in middle]
+    rate = bandwidth(options.copied)
+    return {
+        "slots": size,
+        "prompt": options.prompt,
+        "steps": options.steps,
+        "tokens_per_second": summary([size * options.steps / s for s in seconds]),
+        "bytes_per_step": read,
+        "copy_bytes_per_second": rate,
+        "share_of_bandwidth": summary(
+            [x * options.steps / s / rate for x, s in zip(read, seconds, strict=True)]
+        ),
+    }
+
+
+def main_gpu(options: LmSampler) -> None:
+    """Measures decoding."""
+    results = [decoding(options, size) for size in options.batches]
+    table = [
+        [x["slots"], human(x["tokens_per_second"]["median"]), x["share_of_bandwidth"]["median"]]
+        for x in results
+    ]
+    show("decoding, medians", ["slots", "tokens/s", "share of bandwidth"], table)
+    content = {"sizes": dataclasses.asdict(options.sizes), "results": results}
+    save("lm_sampler_gpu", content, options)
+
+
 def main(options: LmSampler) -> None:
     """Measures all scenarios."""
     results, table = [], []
@@ -175,15 +234,8 @@ def main(options: LmSampler) -> None:
     save("lm_sampler", {"results": results, "versions": versions()}, options)
 
 
-def versions() -> dict[str, str]:
-    """Versions of the peers."""
-    import importlib.metadata as metadata
-
-    names = {x.metadata["Name"] for x in metadata.distributions()}
-    return {name: metadata.version(name) for name in ("torch", "transformers") if name in names}
-
-
 if __name__ == "__main__":
     import tyro
 
-    main(tyro.cli(LmSampler))
+    asked = tyro.cli(LmSampler)
+    (main_gpu if asked.gpu else main)(asked)

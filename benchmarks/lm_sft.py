@@ -25,7 +25,7 @@ import pathlib
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,8 @@ SCENARIOS["packed"] = (256, 16, 512, 4)
 class LmSft(Options):
     """Options of this benchmark."""
 
+    threads: tuple[int, ...] = (1, os.cpu_count() or 1)
+    """Of torch, a row for each; on a busy machine more than one is far slower than one."""
     gpu: bool = False
     """Measure jrl alone in bfloat16 with the model of `sizes`."""
     sizes: Config = QWEN
@@ -109,39 +111,36 @@ def theirs(model, data: TokenBatch, threads: int) -> Callable:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return float(found.loss)
+        return found.loss.item()
 
     return call
 
 
-def torch_rate(torch, size: int = 2048) -> float:
+def torch_rate(torch, threads: Sequence[int], size: int = 2048) -> float:
     """Measures torch's product of matrices at its best number of threads."""
     x, best = torch.randn(size, size), 0.0
-    for threads in thread_numbers():
-        torch.set_num_threads(threads)
+    for number in sorted(set(threads)):
+        torch.set_num_threads(number)
         best = max(best, 2 * size**3 / seconds(lambda: (x @ x).sum().item()))
     return best
 
 
-def thread_numbers() -> list[int]:
-    """Returns 1 and the number of cores."""
-    return sorted({1, os.cpu_count() or 1})
-
-
-def peers(config: Config, data: TokenBatch) -> tuple[dict[str, Callable], dict]:
+def peers(
+    config: Config, data: TokenBatch, threads: Sequence[int]
+) -> tuple[dict[str, Callable], dict]:
     """Returns the rows of transformers by number of threads, and the weights they begin with."""
     made = optional("transformers", "jrl[lm] transformers torch")
+    params, rows = transformer.make(config).init(jax.random.key(0)), {}
     if made is None:
-        return {}, transformer.make(config).init(jax.random.key(0))
-    params = transformer.make(config).init(jax.random.key(0))
-    rows = {}
+        return rows, params
+    made.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch) / "model"
         huggingface.save(folder, config, params)
-        for threads in thread_numbers():
+        for number in sorted(set(threads)):
             model = made.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").train()
-            name = f"transformers, {threads} thread{'s' * (threads > 1)}"
-            rows[name] = theirs(model, data, threads)
+            name = f"transformers, {number} thread{'s' * (number > 1)}"
+            rows[name] = theirs(model, data, number)
     return rows, params
 
 
@@ -158,7 +157,7 @@ def cases(options: LmSft) -> dict[str, tuple]:
         return {"gpu": (rows, options.sizes, shape)}
     for scenario, shape in SCENARIOS.items():
         config, data = small(shape[0]), batch(*shape)
-        others, params = peers(config, data)
+        others, params = peers(config, data, options.threads)
         rows = {"jrl": ours(config, params, data, "float32"), **others}
         losses = [call() for call in rows.values()]
         np.testing.assert_allclose(losses, losses[0], rtol=1e-4, err_msg=scenario)
@@ -172,7 +171,7 @@ def peaks(options: LmSft) -> dict[str, float]:
         return {"jax": matmul_rate("bfloat16", options.peak)}
     rates = {"jax": matmul_rate("float32")}
     torch = optional("torch", "torch")
-    return rates if torch is None else rates | {"torch": torch_rate(torch)}
+    return rates if torch is None else rates | {"torch": torch_rate(torch, options.threads)}
 
 
 def main(options: LmSft) -> None:
