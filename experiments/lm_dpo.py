@@ -9,7 +9,7 @@ from jrl.data.tasks import preferences
 from jrl.lm import sampler
 from jrl.streams import Asking, Data, Dpo, Model, StreamExperiment
 
-PAIRS = preferences.Config(train=20_000, test=512)
+PAIRS = preferences.Config(train=50_000, test=512)
 
 
 def reward(prompt: str, completion: str) -> float:
@@ -33,8 +33,8 @@ experiment = StreamExperiment(
             sampler=sampler.Config(slots=128, length=24, queue=512, buckets=(8,)),
         ),
     ),
-    config=dpo.Config(updates=400),
+    config=dpo.Config(updates=600),
     hyper=dpo.Hyper(learning_rate=1e-4, warmup=0.05, anneal=1.0, beta=0.3),
-    evaluate_every=50,
+    evaluate_every=100,
     metric="eval/reward",
 )

@@ -26,7 +26,7 @@ experiment = StreamExperiment(
             sampler=sampler.Config(slots=256, length=12, queue=1024, buckets=()),
         ),
     ),
-    config=grpo.Config(updates=200, group_size=8, max_new_tokens=4),
+    config=grpo.Config(updates=100, group_size=8, max_new_tokens=4),
     hyper=grpo.Hyper(learning_rate=3e-4, warmup=0.05, anneal=1.0),
     evaluate_every=25,
     metric="eval/reward",

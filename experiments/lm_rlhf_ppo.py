@@ -9,7 +9,7 @@ from jrl.lm import sampler
 from jrl.streams import Asking, Data, Model, RlhfPpo, StreamExperiment
 from jrl.streams.answers import Config as Batches
 
-PAIRS = preferences.Config(train=20_000, test=512)
+PAIRS = preferences.Config(train=50_000, test=512)
 
 
 def reward(prompt: str, completion: str) -> float:
@@ -37,8 +37,8 @@ experiment = StreamExperiment(
             sampler=sampler.Config(slots=128, length=24, queue=512, buckets=(8,)),
         ),
     ),
-    config=rlhf_ppo.Config(updates=200, epochs=2, minibatches=2),
-    hyper=rlhf_ppo.Hyper(learning_rate=1e-4, warmup=0.02, beta=0.3, gae_lambda=0.95),
-    evaluate_every=25,
+    config=rlhf_ppo.Config(updates=120, epochs=2, minibatches=2),
+    hyper=rlhf_ppo.Hyper(learning_rate=1e-4, warmup=0.02, anneal=1.0, beta=0.3, gae_lambda=0.95),
+    evaluate_every=20,
     metric="eval/reward",
 )

@@ -9,7 +9,7 @@ from jrl.data.tasks import preferences, task
 from jrl.lm import sampler
 from jrl.streams import Asking, Data, Model, Sft, StreamExperiment
 
-PAIRS = preferences.Config(train=20_000, test=512)
+PAIRS = preferences.Config(train=50_000, test=512)
 
 
 def answers(split: str) -> sources.Source:
