@@ -117,7 +117,7 @@ def make(policy: Policy, config: Config) -> Updater:
             policy.reference(frozen)
         if config.loss == "simpo" and certainly(hp.beta < 1):
             raise ValueError(
-                f"hyper.beta must be at least 1 with loss='simpo', where it multiplies means "
+                "hyper.beta must be at least 1 with loss='simpo', where it multiplies means "
                 f"(2 to 10 in its paper), got {hp.beta}"
             )
         return train.init(key, params, optimizer, hp, frozen)
@@ -149,10 +149,10 @@ def make(policy: Policy, config: Config) -> Updater:
 def recipe(like: str) -> tuple[Config, Hyper]:
     """Returns the settings of another library's DPO, so that its recipes carry over.
 
-    Defaults of TRL 1.16, Tunix 0.1.7 and AReaL 2.0: all have the loss of the equation above with
-    `beta=0.1`, and no smoothed labels. Step sizes of Tunix and AReaL are not carried over, nor are
-    batches and dtypes. Other losses have other settings: `ipo` of TRL and AReaL wants
-    `length_normalized=True`, `simpo` of TRL has a `beta` of 0.1 that nobody should use.
+    Defaults of TRL 1.16, Tunix 0.1.7 and AReaL 2.0, which all have the loss of the equation above
+    with `beta=0.1`. Step sizes of Tunix and AReaL are not carried over, nor are batches and dtypes.
+    Other losses have other settings: `ipo` of TRL and AReaL wants `length_normalized=True`, and
+    TRL's `beta` and margin of `simpo`, 0.1 and 0.5, are refused here.
 
     Raises ValueError for another name; verl has no DPO.
 

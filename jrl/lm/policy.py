@@ -80,12 +80,16 @@ class RolloutBatch(struct.PyTreeNode):
 
 
 class Frozen(struct.PyTreeNode):
-    """Parameters that are used and not trained; `()` for those that there are not."""
+    """Parameters that are used and not trained; `()` for those that there are not.
+
+    They are kept in any dtype, and cast where they are used to the one that is computed in: what is
+    kept in bfloat16 to save memory wants `compute_dtype="bfloat16"`, or a copy is made.
+    """
 
     base: Leaf = ()
     """What adapters are added to."""
     reference: Leaf = ()
-    """What a policy is held close to, of any dtype; with adapters the base, unless given."""
+    """What a policy is held close to; with adapters the base, unless given."""
     reward: Leaf = ()
     """A reward model: {"trunk", "score"}."""
 
