@@ -2,35 +2,47 @@
 
     pi*(y|x) = pi_ref(y|x) exp(r(x, y) / beta) / Z(x)
 
-is best at every divergence, and both algorithms should reach it with their own beta. Here it can be
-computed: the reward of an answer depends on the number of its letters that are wanted, from 0 to
-8, and under the reference, which has learned the data, each number is as likely as any other.
+has the most reward of all policies at its divergence from the reference (Rafailov et al. 2023,
+eq. 4, https://arxiv.org/abs/2305.18290), and both algorithms aim at it, each with its own beta and
+with what it knows of r: preferences, or a reward model that was fitted to them. What pi* is worth is
+estimated from answers of the reference, weighted by exp(r / beta) with the true r.
 
 Command: jrl run experiments/lm_frontier.py (after lm_sft_preferences and lm_reward_model)
 """
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
+import jax
 import lm_dpo
 import lm_rlhf_ppo
 import numpy as np
 
+from jrl.lm.requests import Settings
 from jrl.run_directory import RunDirectory
-from jrl.streams import StreamExperiment
+from jrl.streams import Dpo, StreamExperiment
+from jrl.streams.models import open_model
 
 COLOURS = {"dpo": "#0072B2", "ppo": "#D55E00"}
 
 
-def best(beta: float, pairs=lm_dpo.PAIRS) -> tuple[float, float]:
-    """Returns (reward, divergence in nats) of pi* for a price of divergence.
-
-    Source: Rafailov et al. 2023, eq. 4, https://arxiv.org/abs/2305.18290.
-    """
-    rewards = pairs.scale * np.arange(pairs.answer_length + 1) / pairs.answer_length
-    chances = np.exp((rewards - pairs.scale) / beta)
-    chances /= chances.sum()
-    return float(chances @ rewards), float(chances @ np.log(chances * len(chances)))
+def possible(task: Dpo, betas: Sequence[float], prompts: int = 64, answers: int = 128):
+    """Estimates pi* of a task's model and reward: (divergences in nats, rewards), one per beta."""
+    opened, key = open_model(task.model, jax.random.key(0)), jax.random.key(1)
+    asker = task.asking.asker(opened, task.asking.reward, "float32")
+    settings = Settings(task.asking.max_new_tokens, stop_ids=opened.tokenizer.eos_ids)
+    records = task.data.held_out_records()[:prompts]
+    groups, _ = asker(opened.params, records, key, answers, settings)
+    asker.close()
+    rewards = np.array([[answer.reward for answer in group] for group in groups])
+    points = []
+    for beta in betas:
+        weights = np.exp((rewards - rewards.max(axis=1, keepdims=True)) / beta)
+        weights /= weights.sum(axis=1, keepdims=True)
+        divergence = np.sum(weights * np.log(weights * answers), axis=1)
+        points.append((divergence.mean(), np.sum(weights * rewards, axis=1).mean()))
+    return np.array(points).T
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +68,7 @@ class Frontier:
     def run(self, directory: str | pathlib.Path, resume: bool = False) -> dict:
         """Runs what is not finished yet, and draws."""
         directory, rows = pathlib.Path(directory), []
+        line = possible(self.dpo.task, np.geomspace(50, 0.1, 100))
         for beta in self.betas:
             for name in ("dpo", "ppo"):
                 experiment: StreamExperiment = getattr(self, name)
@@ -67,13 +80,14 @@ class Frontier:
                 if not summary["finished"]:
                     return summary
                 reward, divergence = summary["final"]["eval/reward"], summary["final"]["eval/kl"]
-                rows.append((name, beta, reward, divergence, *best(beta)))
-                print("  reward {2:.2f} at {3:.2f} nats; best {4:.2f} at {5:.2f}".format(*rows[-1]))
-        names = ("algorithm", "beta", "reward", "kl", "best_reward", "best_kl")
+                most = float(np.interp(divergence, *line))
+                rows.append((name, beta, divergence, reward, most))
+                print("  {2:.2f} nats: reward {3:.2f} of {4:.2f}".format(*rows[-1]), flush=True)
+        names = ("algorithm", "beta", "kl", "reward", "possible")
         summary = {"finished": True, "runs": [dict(zip(names, row, strict=True)) for row in rows]}
-        return summary | {"plot": str(self.draw(directory))}
+        return summary | {"plot": str(self.draw(directory, line))}
 
-    def draw(self, directory: pathlib.Path) -> pathlib.Path:
+    def draw(self, directory: pathlib.Path, line: np.ndarray) -> pathlib.Path:
         """Draws reward against divergence during training, and what is possible."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -81,8 +95,7 @@ class Frontier:
         figure = Figure(figsize=(7, 5), layout="constrained", dpi=120)
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        line = np.array([best(beta) for beta in np.geomspace(0.05, 50, 200)])
-        axes.plot(line[:, 1], line[:, 0], color="0.3", label="pi*, computed")
+        axes.plot(*line, color="0.3", label="pi* (estimated)")
         for name, colour in COLOURS.items():
             for beta in self.betas:
                 rows = RunDirectory(directory / f"{name}_{beta:g}").rows()

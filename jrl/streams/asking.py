@@ -150,9 +150,9 @@ class Exam:
         return Held((), measured, [sample(answer) for answer in answers])
 
 
-def _distance(policy: Policy, frozen: Frozen, batch: RolloutBatch) -> jax.Array:
+def _distance(policy: Policy, dtype: str, frozen: Frozen, batch: RolloutBatch) -> jax.Array:
     ours = batch.sampler_log_probs
-    theirs = policy.reference_log_probs(frozen, batch.text)
+    theirs = policy.reference_log_probs(tree.cast(frozen, dtype), batch.text)
     return tokens.masked_sum(ours - theirs, batch.text.mask)
 
 
