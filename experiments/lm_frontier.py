@@ -4,15 +4,15 @@
 
 has the most reward of all policies at its divergence from the reference (Rafailov et al. 2023,
 eq. 4, https://arxiv.org/abs/2305.18290), and both algorithms aim at it, each with its own beta and
-with what it knows of r: preferences, or a reward model that was fitted to them. What pi* is worth is
-estimated from answers of the reference, weighted by exp(r / beta) with the true r.
+with what it knows of r: preferences, or a reward model that was fitted to them. What pi* is worth
+is estimated from answers of the reference, weighted by exp(r / beta) with the true r.
 
 Command: jrl run experiments/lm_frontier.py (after lm_sft_preferences and lm_reward_model)
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from typing import Any
 
 import jax
 import lm_dpo
@@ -21,13 +21,13 @@ import numpy as np
 
 from jrl.lm.requests import Settings
 from jrl.run_directory import RunDirectory
-from jrl.streams import Dpo, StreamExperiment
+from jrl.streams import StreamExperiment
 from jrl.streams.models import open_model
 
 COLOURS = {"dpo": "#0072B2", "ppo": "#D55E00"}
 
 
-def possible(task: Dpo, betas: Sequence[float], prompts: int = 64, answers: int = 128):
+def possible(task: Any, betas: np.ndarray, prompts: int = 64, answers: int = 128) -> np.ndarray:
     """Estimates pi* of a task's model and reward: (divergences in nats, rewards), one per beta."""
     opened, key = open_model(task.model, jax.random.key(0)), jax.random.key(1)
     asker = task.asking.asker(opened, task.asking.reward, "float32")
