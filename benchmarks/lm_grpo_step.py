@@ -16,7 +16,8 @@ TRL needs an environment of its own, with trl 1.16:
 
     python -m benchmarks.lm_grpo_step --peer-python PYTHON [--quick] [--repeats 5]
 
-`--gpu` measures jrl alone, in bfloat16, with a model of Qwen2.5-0.5B's shape.
+`--gpu` measures jrl alone, with a model of Qwen2.5-0.5B's shape that samples and computes in
+bfloat16; the parameters that AdamW changes are float32.
 """
 
 import contextlib
@@ -39,6 +40,7 @@ if __package__ in (None, ""):
 from benchmarks.common import Options, in_turn, quiet_share, save, show, summary
 from benchmarks.lm_parts import QWEN, small, versions
 from benchmarks.lm_peers import vowels
+from jrl import tree
 from jrl.algos import grpo
 from jrl.data import loader
 from jrl.lm import sampler
@@ -80,9 +82,14 @@ def texts() -> list[str]:
     return [bytes(row).decode() for row in letters]
 
 
+def computed_in(options: LmGrpoStep) -> str:
+    """Returns the dtype that the model samples and computes in."""
+    return "bfloat16" if options.gpu else "float32"
+
+
 def step(opened: Opened, options: LmGrpoStep, asker: Asker, recompute: bool) -> Callable[[], list]:
     """Returns a call that makes one step, waits for it, and tells the seconds of its parts."""
-    new = options.new
+    new, dtype = options.new, computed_in(options)
     size, lengths = options.answers, (32 + new,)
     config = grpo.Config(
         updates=10**6,
@@ -90,7 +97,7 @@ def step(opened: Opened, options: LmGrpoStep, asker: Asker, recompute: bool) -> 
         max_new_tokens=new,
         recompute=recompute,
         microbatches=max(1, options.prompts * size // 16),
-        compute_dtype=opened.source.dtype,
+        compute_dtype=dtype,
     )
     hp = grpo.Hyper(learning_rate=1e-3)
     records = loader.Loader([{"prompt": x} for x in texts()], loader.Config(options.prompts))
@@ -104,7 +111,7 @@ def step(opened: Opened, options: LmGrpoStep, asker: Asker, recompute: bool) -> 
 
     def one():
         clocks = [time.perf_counter()]
-        drawn = stream.draw(lambda: states[0].params, next(number))
+        drawn = stream.draw(lambda: tree.cast(states[0].params, dtype), next(number))
         clocks.append(time.perf_counter())
         columns, _ = jax.block_until_ready(prepare(states[0], drawn.batch, hp))
         clocks.append(time.perf_counter())
@@ -156,9 +163,9 @@ def trl(folder: str, threads: int, options: LmGrpoStep) -> Iterator[Callable]:
 
 def measure(options: LmGrpoStep) -> dict:
     """Times all rows in turn; returns what is saved."""
-    dtype = "bfloat16" if options.gpu else "float32"
+    dtype = computed_in(options)
     sizes = options.sizes if options.gpu else small(259)
-    opened = open_model(Model(sizes=sizes, dtype=dtype), jax.random.key(0))
+    opened = open_model(Model(sizes=sizes), jax.random.key(0))
     slots, length = options.prompts * options.answers, 32 + options.new
     room = sampler.Config(slots, length, queue=slots, buckets=(32,), dtype=dtype)
     parts: dict[str, list] = {}

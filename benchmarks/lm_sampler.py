@@ -196,7 +196,11 @@ def main_gpu(options: LmSampler) -> None:
     """Measures decoding."""
     results = [decoding(options, size) for size in options.batches]
     table = [
-        [x["slots"], human(x["tokens_per_second"]["median"]), x["share_of_bandwidth"]["median"]]
+        [
+            x["slots"],
+            human(x["tokens_per_second"]["median"]),
+            f"{x['share_of_bandwidth']['median']:.2f}",
+        ]
         for x in results
     ]
     show("decoding, medians", ["slots", "tokens/s", "share of bandwidth"], table)
