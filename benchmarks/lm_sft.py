@@ -64,7 +64,7 @@ class LmSft(Options):
     """In each row of `gpu`."""
     microbatches: int = 4
     """Of `gpu`."""
-    attention: tuple[str, ...] = ("xla", "cudnn")
+    attention: tuple[str, ...] = ("auto", "own", "cudnn")
     """Of `gpu`."""
     peak: int = 8192
     """Rows and columns of the matrices that `gpu` is compared with."""

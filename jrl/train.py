@@ -127,7 +127,8 @@ def gradient(objective: Objective, microbatches: int = 1, compute_dtype=None) ->
             return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), loss
 
         grads, loss = _accumulate(one, microbatches)(batch, key)
-        return optax.tree.scale(_inverse(loss.weight), grads), loss
+        inverse = _inverse(loss.weight)
+        return jax.tree.map(lambda g: (inverse * g).astype(g.dtype), grads), loss
 
     return grad_fn
 

@@ -129,8 +129,8 @@ def attend(
     """
     b, length, n, h = q_BxLxNxH.shape
     heads, groups = k_BxKxSxH.shape[1], n // k_BxKxSxH.shape[1]
-    # One axis of rows for the products, the mask added, the sum divided by after the product: each
-    # saves XLA's CPU backend passes over the scores, together half the time of a gradient.
+    # One axis of rows for the products, the mask added, the sum divided by after the product:
+    # together half the time of a gradient on a CPU, most of which is passes over the scores.
     q = q_BxLxNxH.reshape(b, length, heads, groups, h).transpose(0, 2, 3, 1, 4)
     q = q.reshape(b, heads, groups * length, h)
     scores = jnp.einsum("bkrh,bksh->bkrs", q, k_BxKxSxH, preferred_element_type=jnp.float32)

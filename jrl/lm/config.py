@@ -102,9 +102,10 @@ class Config:
     """Multiply embeddings by sqrt(width) (Gemma)."""
     tied: bool = True
     """The output head is the embedding table."""
-    attention: Literal["xla", "cudnn"] = "xla"
-    """Which attention trains: cudnn is the flash attention of NVIDIA GPUs, for half precision and
-    without softcap."""
+    attention: Literal["auto", "own", "cudnn"] = "auto"
+    """Which attention trains. own: `jrl.lm.attention.attend`, the fastest on a CPU; cudnn: flash
+    attention of NVIDIA GPUs, for half precision; auto: own on a CPU, else what jax chooses. With a
+    softcap it is always our own."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes anew: nothing, all but matrix products, or whole blocks."""
 
@@ -138,7 +139,7 @@ class Config:
                     )
         for name, choices in (
             ("activation", ("silu", "gelu_tanh")),
-            ("attention", ("xla", "cudnn")),
+            ("attention", ("auto", "own", "cudnn")),
             ("remat", ("none", "dots", "full")),
         ):
             if getattr(self, name) not in choices:
@@ -147,4 +148,4 @@ class Config:
                     f"got {getattr(self, name)!r}"
                 )
         if self.attention == "cudnn" and self.attention_softcap is not None:
-            raise ValueError("config.attention='cudnn' knows no attention_softcap: use 'xla'")
+            raise ValueError("config.attention='cudnn' knows no attention_softcap: use 'auto'")

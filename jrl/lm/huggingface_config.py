@@ -332,6 +332,6 @@ def _plain(config: Config) -> Config:
         attention_scale=None
         if config.attention_scale == config.head_dim**-0.5
         else config.attention_scale,
-        attention="xla",
+        attention="auto",
         remat="none",
     )

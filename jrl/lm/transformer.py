@@ -146,14 +146,20 @@ class Attention(nnx.Module):
             cache = write(cache, layer.number, mask.q_positions_BxL, k, v)
             k, v = cache.k_layersxBxKxSxH[layer.number], cache.v_layersxBxKxSxH[layer.number]
             y = attend(q, k.astype(q.dtype), v.astype(q.dtype), seen, scale, c.attention_softcap)
-        elif c.attention == "xla":
+        elif _is_own(c):
             k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
             y = attend(q, k, v, seen, scale, c.attention_softcap)
         else:
+            chosen = None if c.attention == "auto" else c.attention
             y = jax.nn.dot_product_attention(
-                q, k, v, mask=seen[:, None], scale=scale, implementation=c.attention
+                q, k, v, mask=seen[:, None], scale=scale, implementation=chosen
             )
         return self.o(y.reshape(b, length, -1)), cache
+
+
+def _is_own(config: Config) -> bool:
+    on_cpu = config.attention == "auto" and jax.default_backend() == "cpu"
+    return on_cpu or config.attention == "own" or config.attention_softcap is not None
 
 
 class MLP(nnx.Module):

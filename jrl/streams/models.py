@@ -38,7 +38,7 @@ class Model:
     """Of the parameters."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes anew: nothing, all but matrix products, or whole blocks."""
-    attention: Literal["xla", "cudnn"] = "xla"
+    attention: Literal["auto", "own", "cudnn"] = "auto"
     """Which attention trains; cudnn needs a GPU and bfloat16."""
     lora_rank: int = 0
     """Rank of the adapters that are trained instead of the parameters; 0 for none."""

@@ -294,7 +294,7 @@ def _frozen(opened: Opened, base: Params, dtype: Dtype) -> Frozen:
 def _alike(one: transformer.Transformer, other: transformer.Transformer) -> bool:
     """Says whether two models have the same trunk."""
     configs = [
-        dataclasses.replace(model.config, tied=True, remat="none", attention="xla")
+        dataclasses.replace(model.config, tied=True, remat="none", attention="auto")
         for model in (one, other)
     ]
     return configs[0] == configs[1]

@@ -141,6 +141,20 @@ def deeper(config, layers):
     return dataclasses.replace(config, num_layers=layers, sliding=sliding)
 
 
+def test_attention_that_jax_chooses(monkeypatch):
+    """What trains where there is no CPU: the same numbers, with packing and windows."""
+    config = Config(vocab_size=13, num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_dim=8)
+    config = dataclasses.replace(config, mlp_width=24, window=3, sliding=(True, False))
+    params = make(config).init(jax.random.key(0))
+    tokens = np.arange(24).reshape(2, 12) % 13
+    segments = np.array([[1] * 5 + [2] * 7, [1] * 9 + [0] * 3])
+    positions = np.stack([np.r_[:5, :7], np.r_[:9, :3]])
+    ours = run(dataclasses.replace(config, attention="own"))(params, tokens, positions, segments)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    theirs = run(config)(params, tokens, positions, segments)
+    assert 0 < distance(ours[segments > 0], theirs[segments > 0]) < 1e-5
+
+
 def test_the_program_does_not_grow_with_depth(family):
     config = family[1]
     counts = []
@@ -231,7 +245,7 @@ def test_score_head():
     "fields, message",
     [
         ({"attention": "cudnn", "attention_softcap": 50.0}, "'cudnn' knows no attention_softcap"),
-        ({"attention": "flash"}, "config.attention must be one of xla, cudnn"),
+        ({"attention": "flash"}, "config.attention must be one of auto, own, cudnn"),
         ({"remat": "some"}, "config.remat must be one of none, dots, full"),
         ({"activation": "relu"}, "config.activation must be one of silu, gelu_tanh"),
         ({"num_heads": 5}, "num_kv_heads=2 must divide num_heads=5"),
