@@ -134,7 +134,7 @@ class Exam:
         if reference is not None and exact and settings.min_p == 0:
             policy, frozen = reference
             self._distance = functools.partial(
-                jax.jit(functools.partial(_distance, policy)), frozen
+                jax.jit(functools.partial(_distance, policy, asker.dtype)), frozen
             )
 
     def __call__(self, policy: Callable[[], Params]) -> Held:
