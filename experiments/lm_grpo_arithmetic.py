@@ -1,6 +1,11 @@
-"""Does GRPO teach a model that adds now and then to add reliably, from right and wrong alone?
+"""Does GRPO undo a habit of mistakes that imitation taught, from right and wrong alone?
 
-Command: jrl run experiments/lm_grpo_arithmetic.py
+Command: jrl run experiments/lm_grpo_arithmetic.py (after lm_sft_arithmetic)
+Machine: 2 CPU cores, shared. Wall-clock: 152 s beside other work. Seeds: 3.
+
+Result (100 updates of 128 sums with 8 answers each, from one SFT model): exact match on 500
+held-out sums, likeliest answers, 0.388 before, 0.930 after 25 updates and 0.998 after 100 (seeds 1
+and 2: XX). No right answer is shown to the model: it is told which of its own are.
 """
 
 from jrl.algos import grpo

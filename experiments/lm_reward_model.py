@@ -1,6 +1,11 @@
 """Does a reward model recover, from which of two answers was preferred, what answers are worth?
 
 Command: jrl run experiments/lm_reward_model.py (after lm_sft_preferences)
+Machine: 2 CPU cores, shared. Wall-clock: 119 s. Seeds: 1.
+
+Result (700 updates of 64 pairs): of 512 held-out pairs it prefers the preferred answer in 0.783,
+and its loss is 0.484. Choices are noisy: whoever knows the true reward is right in 0.769 of all
+pairs, with a loss of 0.473.
 """
 
 from jrl.algos import reward_model

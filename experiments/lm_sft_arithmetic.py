@@ -1,6 +1,12 @@
 """What does a small transformer learn from teachers who often forget to carry?
 
 Command: jrl run experiments/lm_sft_arithmetic.py
+Machine: 2 CPU cores, shared. Wall-clock: 112 s. Seeds: 1.
+
+Result (600 updates of 32 packed rows; 0.79 million parameters beside the embeddings): the likeliest
+answer is right in 0.388 of 500 held-out sums of two numbers of two digits. In a quarter of them
+there is nothing to carry; in the others the model does what three of four teachers do. Sampled
+answers vary as the teachers do: 38+14 is 42, or 52.
 """
 
 import functools

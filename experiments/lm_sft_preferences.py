@@ -1,6 +1,10 @@
 """The model that the experiments with preferences begin with: does it write like the data?
 
 Command: jrl run experiments/lm_sft_preferences.py
+Machine: 2 CPU cores, shared. Wall-clock: 53 s. Seeds: 1.
+
+Result (300 updates of 32 packed rows): sampled answers to 512 held-out prompts are worth 2.04 on
+average, those of the data 2.00; the loss of held-out answers is 1.703 nats per token.
 """
 
 from jrl.algos import sft
