@@ -27,11 +27,20 @@ run: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-# A few files that touch every room, for a second Python or an impatient person.
+# A few files that touch every room and need neither torch nor tensorflow-datasets, for a second
+# Python or an impatient person.
 SMOKE := tests/test_house.py tests/test_install.py tests/test_train.py tests/test_tree.py \
 	tests/test_distributions.py tests/test_trace_counts.py tests/test_rollout.py tests/test_cli.py \
 	jrl/losses jrl/train.py jrl/loop.py jrl/envs/mujoco tests/envs/test_mujoco.py \
-	tests/envs/test_mujoco_engines.py
+	tests/envs/test_mujoco_engines.py \
+	jrl/lm tests/lm/test_log_probs.py tests/lm/test_lora.py tests/lm/test_sampler.py \
+	tests/lm/test_chat_encoding.py tests/lm/test_rewards.py \
+	jrl/data/jsonl.py jrl/data/loader.py jrl/data/packing.py tests/data/test_jsonl.py \
+	tests/data/test_loader.py tests/data/test_loader_state.py tests/data/test_token_rows.py \
+	jrl/algos/sft.py jrl/algos/dpo.py jrl/algos/grpo.py \
+	tests/algos/test_token_objectives.py::test_there_is_something_to_compare \
+	jrl/streams \
+	tests/streams/test_stream_runs.py::test_a_run_leaves_metrics_samples_a_summary_and_a_model
 
 smoke: $(VENV)/.smoke
 	$(BIN)/python -m pytest $(SMOKE) -m "not slow" $(ARGS)

@@ -5,6 +5,7 @@ import pathlib
 
 import hypothesis
 import jax
+import pytest
 
 # Scripts that made the numbers, in environments of their own: doctest would import them.
 collect_ignore_glob = ["losses/goldens/*"]
@@ -23,3 +24,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # The first example compiles, so no example has a deadline; the same examples on every machine.
 hypothesis.settings.register_profile("strict", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("strict")
+
+HASTY = ("lm", "streams", "test_generate.py")
+"""Tests whose programs run for moments: to optimise them takes longer than they do."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def haste(request):
+    """Compiles without most optimisations what is compiled for a hasty test, children included."""
+    room = request.path.relative_to(pathlib.Path(__file__).parent).parts[0]
+    if (room in HASTY) != jax.config.read("jax_disable_most_optimizations"):
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(room in HASTY))
+        jax.config.update("jax_disable_most_optimizations", room in HASTY)
+        # Others shall get no program of these, nor these of others: numbers differ by rounding.
+        jax.clear_caches()

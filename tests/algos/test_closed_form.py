@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from invariance import HASTE
 
 from jrl.algos import dpo, grpo, reward_model, rlhf_ppo, sft
 from jrl.lm import transformer
@@ -78,7 +79,7 @@ def text(tokens):
 def learn(updater, state, hp, draw, updates):
     """Runs `updates` batches as one program; returns the state and the mean metrics."""
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=HASTE)
     def run(state):
         def one(state, i):
             batch = draw(jax.random.fold_in(jax.random.key(9), i), updater.policy(state))
@@ -169,10 +170,10 @@ def test_ppo_with_four_models(length, seed, shared_trunk):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_dpo_from_preferences(length, seed):
     task = Task(length, seed)
-    updater = dpo.make(POLICY, dpo.Config(updates=1500))
+    updater = dpo.make(POLICY, dpo.Config(updates=1000))
     hp = dpo.Hyper(learning_rate=3e-3, anneal=1.0, beta=BETA)
     state = start(updater, task.ref, Frozen(reference=task.ref), hp)
-    state, _ = learn(updater, state, hp, lambda key, params: task.preferences(key), 1500)
+    state, _ = learn(updater, state, hp, lambda key, params: task.preferences(key), 1000)
     assert task.divergence(updater.policy(state)) < 0.01
 
 

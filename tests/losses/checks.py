@@ -91,6 +91,21 @@ def through_jit_and_vmap(f, *args, axis=0, rtol=1e-5, atol=1e-6):
     return plain
 
 
+def pairs(case):
+    """Columns [N] of a golden of TRL on pairs (log-probs, the reference's), inputs, outputs."""
+    inputs, outputs = golden("trl", case)
+    columns = [inputs[name][:, i] for name in ("log_probs", "ref_log_probs") for i in (0, 1)]
+    return [jnp.asarray(c) for c in columns], inputs, outputs
+
+
+def check_pairs(loss, columns, hyper, outputs):
+    """The loss of each pair, and its gradient in the first two columns."""
+    close(through_jit_and_vmap(loss, *columns, *hyper), outputs["loss"])
+    hyper = [jnp.asarray(h) for h in hyper]
+    grads = jax.grad(lambda w, x: loss(w, x, *columns[2:], *hyper).sum(), (0, 1))
+    close(jnp.stack(grads(*columns[:2]), -1), outputs["grad"])
+
+
 def close(actual, expected, rtol=1e-5, atol=1e-6):
     """Asserts that two pytrees have one structure, equal shapes and nearly equal numbers."""
     actual_leaves, actual_tree = jax.tree.flatten(actual)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import close, golden, gradients_hold, through_jit_and_vmap
+from checks import check_pairs, close, golden, gradients_hold, pairs, through_jit_and_vmap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
@@ -51,19 +51,6 @@ def test_one_margin_serves_all_pairs_and_extremes_stay_finite():
 
 
 # DPO
-
-
-def pairs(case):
-    inputs, outputs = golden("trl", case)
-    columns = [inputs[name][:, i] for name in ("log_probs", "ref_log_probs") for i in (0, 1)]
-    return [jnp.asarray(c) for c in columns], inputs, outputs
-
-
-def check_pairs(loss, columns, hyper, outputs):
-    close(through_jit_and_vmap(loss, *columns, *hyper), outputs["loss"])
-    hyper = [jnp.asarray(h) for h in hyper]
-    grads = jax.grad(lambda w, x: loss(w, x, *columns[2:], *hyper).sum(), (0, 1))
-    close(jnp.stack(grads(*columns[:2]), -1), outputs["grad"])
 
 
 @pytest.mark.parametrize("case", ["dpo_sigmoid", "dpo_conservative"])
