@@ -150,7 +150,7 @@ class Attention(nnx.Module):
             k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
             y = attend(q, k, v, seen, scale, c.attention_softcap)
         else:
-            chosen = None if c.attention == "auto" else c.attention
+            chosen = "cudnn" if c.attention == "cudnn" else None
             y = jax.nn.dot_product_attention(
                 q, k, v, mask=seen[:, None], scale=scale, implementation=chosen
             )
