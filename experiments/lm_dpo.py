@@ -1,6 +1,11 @@
 """How much reward does DPO buy, and for how much divergence from where it began?
 
 Command: jrl run experiments/lm_dpo.py (after lm_sft_preferences)
+Machine: 2 CPU cores, shared. Wall-clock: 89 s. Seeds: 1.
+
+Result (600 updates of 64 pairs, beta 0.5): sampled answers to 512 held-out prompts are worth 3.22,
+before training 2.04, at 1.13 nats from the reference. Other values of beta, PPO with the same data,
+and what is possible at all: lm_frontier.
 """
 
 from jrl.algos import dpo
@@ -34,7 +39,7 @@ experiment = StreamExperiment(
         ),
     ),
     config=dpo.Config(updates=600),
-    hyper=dpo.Hyper(learning_rate=1e-4, warmup=0.05, anneal=1.0, beta=0.3),
+    hyper=dpo.Hyper(learning_rate=1e-4, warmup=0.05, anneal=1.0, beta=0.5),
     evaluate_every=100,
     metric="eval/reward",
 )

@@ -8,6 +8,20 @@ with what it knows of r: preferences, or a reward model that was fitted to them.
 is estimated from answers of the reference, weighted by exp(r / beta) with the true r.
 
 Command: jrl run experiments/lm_frontier.py (after lm_sft_preferences and lm_reward_model)
+Machine: 2 CPU cores, shared. Wall-clock: 14 min for eight runs of 83 to 101 s. Seeds: 1.
+
+Result: divergence in nats, mean reward of 512 held-out prompts, and the reward of pi* at that
+divergence (the reference's is 2.04):
+
+    beta    DPO                        PPO
+    0.25    3.00: 3.52 of 3.93         1.93: 3.58 of 3.68
+    0.5     1.13: 3.22 of 3.35         0.89: 3.13 of 3.21
+    1       0.43: 2.78 of 2.85         0.30: 2.67 of 2.71
+    2       0.12: 2.44 of 2.46         0.08: 2.36 of 2.36
+
+Both are close to what is possible where they stay close to the reference. With a small beta DPO
+goes far, and buys little with it: pairs do not tell what answers unlike theirs are worth. The files
+are in experiments/results/lm_frontier.
 """
 
 import dataclasses

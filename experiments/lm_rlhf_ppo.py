@@ -1,6 +1,11 @@
 """How much reward does PPO with a reward model buy, and for how much divergence from the base?
 
 Command: jrl run experiments/lm_rlhf_ppo.py (after lm_sft_preferences and lm_reward_model)
+Machine: 2 CPU cores, shared. Wall-clock: 98 s. Seeds: 1.
+
+Result (120 batches of 128 answers, beta 0.5): sampled answers to 512 held-out prompts are worth
+3.13, before training 2.04, at 0.89 nats from the base. Other values of beta, DPO with the same
+data, and what is possible at all: lm_frontier.
 """
 
 from jrl.algos import rlhf_ppo
@@ -38,7 +43,7 @@ experiment = StreamExperiment(
         ),
     ),
     config=rlhf_ppo.Config(updates=120, epochs=2, minibatches=2),
-    hyper=rlhf_ppo.Hyper(learning_rate=1e-4, warmup=0.02, anneal=1.0, beta=0.3, gae_lambda=0.95),
+    hyper=rlhf_ppo.Hyper(learning_rate=1e-4, warmup=0.02, anneal=1.0, beta=0.5, gae_lambda=0.95),
     evaluate_every=20,
     metric="eval/reward",
 )
