@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jrl import metrics, networks, train, tree
+from jrl.lm import generation
 from jrl.lm.optimizer import AdamW, adamw
 from jrl.lm.policy import Policy, RolloutBatch, TokenBatch, by_parts, certainly
 from jrl.losses import aggregation, importance, kl, token_policy, token_returns, tokens
@@ -93,7 +94,8 @@ class Config:
     """Where `beta` charges it. In the loss a token pays for its own divergence, in the reward
     (k1, of the whole answer, as in RLOO) also for what it makes later tokens cost."""
     recompute: bool = True
-    """Whether the trainer computes the old log-probabilities; False takes the sampler's."""
+    """Whether the trainer computes the old log-probabilities, which are then compared with the
+    sampler's (`sampler_gap`); False takes the sampler's, which saves a forward pass."""
     correction: Literal["none", "truncate", "mask"] = "truncate"
     """What happens to a weight between sampler and trainer that is out of bounds."""
     correction_level: Literal["token", "sequence", "sequence-mean"] = "token"
@@ -218,7 +220,10 @@ def prepare(policy: Policy, config: Config, state: train.TrainState, batch: Roll
         kept = token_returns.mask_truncated(kept, batch.truncated)
     weights = aggregation.token_weights(kept, config.aggregation, config.max_new_tokens)
     columns = Batch(text.replace(mask=kept), old, ref, correction, advantage, weights)
-    return columns, _measures(batch, rewards, groups, old, sampled)
+    measured = _measures(batch, rewards, groups)
+    if config.recompute:
+        measured |= generation.mismatch(sampled, old, mask)
+    return columns, measured
 
 
 def make(policy: Policy, config: Config) -> Updater:
@@ -306,23 +311,19 @@ def _advantages(config: Config, batch: RolloutBatch, rewards, groups: int, hp):
     return tokens.masked_whiten(jnp.broadcast_to(rewards[:, None], kept.shape), kept)
 
 
-def _measures(batch: RolloutBatch, rewards, groups: int, old, sampled):
-    """What is known before the update: rewards, lengths, and how far sampler and trainer are."""
-    mask, known = batch.text.mask, batch.known
-    answers, tokens_ = jnp.float32(len(known)), jnp.sum(mask, dtype=jnp.float32)
+def _measures(batch: RolloutBatch, rewards, groups: int):
+    """What is known before the update: rewards and lengths."""
+    known, answers = batch.known, jnp.float32(len(batch.known))
 
     def count(x):
         return jnp.sum(x, dtype=jnp.float32)
 
     highest = jax.ops.segment_max(jnp.where(known, rewards, -jnp.inf), batch.group_ids, groups)
     lowest = jax.ops.segment_min(jnp.where(known, rewards, jnp.inf), batch.group_ids, groups)
-    gap = jnp.where(mask, old - sampled, 0.0)
     return {
         "reward": (jnp.sum(jnp.where(known, batch.rewards, 0.0)), count(known)),
         "unknown_rewards": (count(~known), answers),
         "equal_groups": (count(highest <= lowest), jnp.float32(groups)),
-        "length": (tokens_, answers),
+        "length": (count(batch.text.mask), answers),
         "truncated": (count(batch.truncated), answers),
-        "sampler_gap": (jnp.max(jnp.abs(gap)), jnp.float32(1)),
-        "sampler_k3": (jnp.sum(jnp.where(mask, kl.kl_k3(sampled, sampled + gap), 0.0)), tokens_),
     }

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jrl import metrics, networks, train, tree
-from jrl.lm import transformer
+from jrl.lm import generation, transformer
 from jrl.lm.optimizer import AdamW, adamw
 from jrl.lm.policy import Frozen, Policy, RolloutBatch, TokenBatch, by_parts, last_score
 from jrl.losses import kl, token_policy, token_returns, tokens, trust_region, value
@@ -296,8 +296,6 @@ def _measures(batch: RolloutBatch, columns: Batch, rewards, beta):
     """What is known before the update: rewards, divergence, and how far sampler and trainer are."""
     mask, known = columns.text.mask, batch.known
     answers, count = jnp.float32(len(known)), jnp.sum(mask, dtype=jnp.float32)
-    gap = jnp.where(mask, columns.old_log_probs - batch.sampler_log_probs, 0.0)
-    k3 = kl.kl_k3(batch.sampler_log_probs, batch.sampler_log_probs + gap)
     scored = jnp.sum(known, dtype=jnp.float32)
     return {
         "reward": (jnp.sum(jnp.where(known, rewards, 0.0)), scored),
@@ -306,6 +304,5 @@ def _measures(batch: RolloutBatch, columns: Batch, rewards, beta):
         "beta": (beta, jnp.float32(1)),
         "length": (count, answers),
         "truncated": (jnp.sum(batch.truncated, dtype=jnp.float32), answers),
-        "sampler_gap": (jnp.max(jnp.abs(gap)), jnp.float32(1)),
-        "sampler_k3": (jnp.sum(jnp.where(mask, k3, 0.0)), count),
+        **generation.mismatch(batch.sampler_log_probs, columns.old_log_probs, mask),
     }

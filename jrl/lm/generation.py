@@ -77,8 +77,8 @@ def mismatch(
 ) -> Metrics:
     """Compares what sampler and trainer say about the same tokens, for the metrics of a step.
 
-        mismatch_max = max |log p_trainer - log p_sampler|
-        mismatch_k3  = mean of rho - 1 - log rho,  rho = p_trainer / p_sampler
+        sampler_gap = max |log p_trainer - log p_sampler|
+        sampler_k3  = mean of rho - 1 - log rho,  rho = p_trainer / p_sampler
 
     Source: k3, Schulman 2020, http://joschu.net/blog/kl-approx.html: an estimate of
     KL(sampler || trainer), as the sampler drew the tokens.
@@ -89,14 +89,14 @@ def mismatch(
     >>> ours, theirs = jnp.log(jnp.array([0.5, 0.25])), jnp.log(jnp.array([0.5, 0.5]))
     >>> found = mismatch(ours, theirs, jnp.ones(2, bool))
     >>> {name: f"{total:.4f} of {weight}" for name, (total, weight) in found.items()}
-    {'mismatch_max': '0.6931 of 1.0', 'mismatch_k3': '0.3069 of 2.0'}
+    {'sampler_gap': '0.6931 of 1.0', 'sampler_k3': '0.3069 of 2.0'}
     """
     difference = jnp.where(mask, jnp.abs(trainer_log_probs - sampler_log_probs), 0.0)
     k3 = kl_k3(sampler_log_probs, trainer_log_probs)
     count = jnp.sum(mask, dtype=jnp.float32)
     return {
-        "mismatch_max": (jnp.max(difference), jnp.float32(1)),
-        "mismatch_k3": (jnp.sum(jnp.where(mask, k3, 0.0)), count),
+        "sampler_gap": (jnp.max(difference), jnp.float32(1)),
+        "sampler_k3": (jnp.sum(jnp.where(mask, k3, 0.0)), count),
     }
 
 

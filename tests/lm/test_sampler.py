@@ -154,9 +154,9 @@ def test_mismatch_is_what_it_says():
     found = jax.jit(generation.mismatch)(
         jnp.float32(ours), jnp.float32(theirs), jnp.array([True, True, False])
     )
-    np.testing.assert_allclose(found["mismatch_max"], (np.log(1.5), 1.0), rtol=1e-6)
+    np.testing.assert_allclose(found["sampler_gap"], (np.log(1.5), 1.0), rtol=1e-6)
     k3 = [0.8 - 1 - np.log(0.8), 1.5 - 1 - np.log(1.5)]
-    np.testing.assert_allclose(found["mismatch_k3"], (sum(k3), 2.0), rtol=1e-5)
+    np.testing.assert_allclose(found["sampler_k3"], (sum(k3), 2.0), rtol=1e-5)
 
 
 def test_stops_keep_their_token_and_lengths_are_kept(params, many):
