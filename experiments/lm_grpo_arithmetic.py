@@ -4,8 +4,8 @@ Command: jrl run experiments/lm_grpo_arithmetic.py (after lm_sft_arithmetic)
 Machine: 2 CPU cores, shared. Wall-clock: 152 s beside other work. Seeds: 3.
 
 Result (100 updates of 128 sums with 8 answers each, from one SFT model): exact match on 500
-held-out sums, likeliest answers, 0.388 before, 0.930 after 25 updates and 0.998 after 100 (seeds 1
-and 2: XX). No right answer is shown to the model: it is told which of its own are.
+held-out sums, likeliest answers: 0.388 before, 0.930 after 25 updates and 0.998 after 100 (seeds 1
+and 2: 0.994 and 1.000). No right answer is shown to the model: it is told which of its own are.
 """
 
 from jrl.algos import grpo
