@@ -104,8 +104,9 @@ class Config:
     """The output head is the embedding table."""
     attention: Literal["auto", "own", "cudnn"] = "auto"
     """Which attention trains. own: `jrl.lm.attention.attend`, the fastest on a CPU; cudnn: flash
-    attention of NVIDIA GPUs, for half precision; auto: own on a CPU, else what jax chooses. With a
-    softcap it is always our own."""
+    attention of NVIDIA GPUs, where half precision is computed in; auto: own on a CPU, cudnn on a
+    GPU if it can (half precision, an even number of tokens, head_dim a multiple of 8 up to 128),
+    else what jax chooses. With a softcap it is always our own."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes anew: nothing, all but matrix products, or whole blocks."""
 

@@ -12,7 +12,7 @@ features of the MLP, V vocabulary, S length of the cache.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -150,9 +150,8 @@ class Attention(nnx.Module):
             k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
             y = attend(q, k, v, seen, scale, c.attention_softcap)
         else:
-            chosen = "cudnn" if c.attention == "cudnn" else None
             y = jax.nn.dot_product_attention(
-                q, k, v, mask=seen[:, None], scale=scale, implementation=chosen
+                q, k, v, mask=seen[:, None], scale=scale, implementation=_implementation(c, q)
             )
         return self.o(y.reshape(b, length, -1)), cache
 
@@ -160,6 +159,17 @@ class Attention(nnx.Module):
 def _is_own(config: Config) -> bool:
     on_cpu = config.attention == "auto" and jax.default_backend() == "cpu"
     return on_cpu or config.attention == "own" or config.attention_softcap is not None
+
+
+def _implementation(config: Config, q_BxLxNxH: Array) -> Literal["cudnn"] | None:
+    """Which of jax's attentions: left to itself it takes XLA's, on a GPU too."""
+    if config.attention == "cudnn":
+        return "cudnn"
+    length, _, size = q_BxLxNxH.shape[1:]
+    half = q_BxLxNxH.dtype in (jnp.float16, jnp.bfloat16)
+    # Of odd lengths cuDNN has no gradient, and larger heads only from Hopper on.
+    fits = half and length % 2 == 0 and size % 8 == 0 and size <= 128
+    return "cudnn" if fits and jax.default_backend() == "gpu" else None
 
 
 class MLP(nnx.Module):

@@ -155,6 +155,61 @@ def test_attention_that_jax_chooses(monkeypatch):
     assert 0 < distance(ours[segments > 0], theirs[segments > 0]) < 1e-5
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """The implementations that jax's attention is asked for; XLA's computes."""
+    found, attention = [], jax.nn.dot_product_attention
+
+    def record(*args, implementation, **options):
+        found.append(implementation)
+        return attention(*args, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    return found
+
+
+@pytest.mark.parametrize(
+    "fields, dtype, length, wanted",
+    [
+        ({}, "bfloat16", 4, ["cudnn"]),
+        ({}, "float16", 4, ["cudnn"]),
+        ({"head_dim": 128}, "bfloat16", 4, ["cudnn"]),
+        ({"attention": "cudnn"}, "bfloat16", 5, ["cudnn"]),
+        ({}, "float32", 4, [None]),
+        ({}, "bfloat16", 5, [None]),
+        ({"head_dim": 12}, "bfloat16", 4, [None]),
+        ({"head_dim": 136}, "bfloat16", 4, [None]),
+        ({"attention_softcap": 50.0}, "bfloat16", 4, []),
+        ({"attention": "own"}, "bfloat16", 4, []),
+    ],
+)
+def test_attention_of_a_gpu(fields, dtype, length, wanted, asked, monkeypatch):
+    model = make(Config(num_layers=1, **fields))
+    tokens = jnp.zeros((1, length), int)
+
+    def hidden():
+        params = model.init(jax.random.key(0))
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
+        cache = init_cache(model.config, 1, length, dtype)
+        model.hidden(params, tokens, tokens, cache=cache)
+        assert not asked
+        model.hidden(params, tokens)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax.eval_shape(hidden)
+    assert asked == wanted
+
+
+@pytest.mark.parametrize("backend, wanted", [("cpu", []), ("tpu", [None])])
+def test_attention_where_there_is_no_gpu(backend, wanted, asked, monkeypatch):
+    model = make(Config(num_layers=1))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), params)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    jax.eval_shape(model.hidden, half, jnp.zeros((1, 4), int))
+    assert asked == wanted
+
+
 def test_the_program_does_not_grow_with_depth(family):
     config = family[1]
     counts = []
