@@ -116,6 +116,12 @@ class Config:
                 raise ValueError(f"config.{field.name} must be one of {names}, got {value!r}")
         if self.loss == "cispo" and self.level != "token":
             raise ValueError("config.level must be 'token' with loss='cispo', got 'sequence'")
+        if self.group_size < 2 and self.advantage != "whiten":
+            raise ValueError(
+                f"config.group_size must be at least 2 with advantage={self.advantage!r}, which "
+                f"compares the answers to a prompt, got {self.group_size}; "
+                "'whiten' compares those of a batch"
+            )
         if self.overlong_buffer > self.max_new_tokens:
             raise ValueError(
                 f"config.overlong_buffer={self.overlong_buffer} must be at most "

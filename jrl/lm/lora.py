@@ -24,7 +24,8 @@ def init(key: Key, params: Params, rank: int, targets: str = "") -> Params:
     paths are like "layers/attention/q/kernel".
     Returns: in place of every kernel [layers, inputs, outputs] a dict of `a`
     [layers, inputs, rank] with variance 1 / inputs and `b` [layers, rank, outputs], float32.
-    Raises: ValueError if no kernel is found, or if the rank is not below both of its sizes.
+    Raises: ValueError if `targets` is no regular expression or finds no kernel, or if the rank is
+    not below both sizes of one.
 
     >>> params = {"layers": {"mlp": {"up": {"kernel": jnp.ones((2, 8, 16))}}}}
     >>> jax.tree.map(jnp.shape, init(jax.random.key(0), params, rank=4))["layers"]["mlp"]["up"]
@@ -35,7 +36,11 @@ def init(key: Key, params: Params, rank: int, targets: str = "") -> Params:
         for keys, x in jax.tree_util.tree_leaves_with_path(params)
         if re.fullmatch("layers/.*kernel", _path(keys))
     }
-    chosen = {path: x.shape for path, x in kernels.items() if re.search(targets, path)}
+    try:
+        pattern = re.compile(targets)
+    except re.error as error:
+        raise ValueError(f"targets={targets!r} must be a regular expression: {error}") from None
+    chosen = {path: x.shape for path, x in kernels.items() if pattern.search(path)}
     if not chosen:
         raise ValueError(f"targets={targets!r} is in none of {', '.join(kernels)}")
     adapters = {}

@@ -155,6 +155,8 @@ def test_ranks_and_targets_that_do_not_fit(params):
         lora.init(key, params, 8)
     with pytest.raises(ValueError, match="targets='query' is in none of layers/attention/k/kernel"):
         lora.init(key, params, 2, "query")
+    with pytest.raises(ValueError, match=r"targets='\(' must be a regular expression: missing \)"):
+        lora.init(key, params, 2, "(")
     adapters = lora.init(key, params, 2, "attention/q")
     base = {**params, "layers": {**params["layers"], "attention": {}}}
     with pytest.raises(ValueError, match="the model has no layers/attention/q/kernel"):
