@@ -15,7 +15,7 @@ from typing import Any
 
 __all__ = ["Progress", "stopping", "wait"]
 
-FIRST = ("eval/return", "episode_return", "loss")
+FIRST = ("eval/return", "eval/reward", "episode_return", "reward", "loss")
 """Metrics shown first; of the others there is room for as many as make three."""
 
 
@@ -110,7 +110,9 @@ class Progress:
         parts = [f"{name} {means[name]:.4g}" for name in names[: self._shown]]
         if rate:
             left = datetime.timedelta(seconds=round((self.steps - step) / rate))
-            parts = [f"{rate * self.members:,.0f} steps/s", f"{left} left", *parts]
+            rate *= self.members
+            speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+            parts = [f"{speed} steps/s", f"{left} left", *parts]
         return "  ".join(parts)
 
 
