@@ -24,8 +24,8 @@ class Options:
 
     runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
     """Directories of runs."""
-    metric: str = "eval/return"
-    """What to draw."""
+    metric: str | None = None
+    """What to draw; None for the first run's own metric, or eval/return if it names none."""
     against: str | None = None
     """Over which other metric; None for the steps."""
     output: pathlib.Path | None = None
@@ -103,14 +103,15 @@ def read_curves(run: RunDirectory, metric: str) -> dict[str, tuple[np.ndarray, n
 
 def curves(
     runs: Sequence[str | pathlib.Path],
-    metric: str = "eval/return",
+    metric: str | None = None,
     output: str | pathlib.Path | None = None,
     resamples: int = 2000,
     against: str | None = None,
 ) -> pathlib.Path:
     """Draws one curve for every setting of every run and returns the PNG's path.
 
-    Over steps, or over the mean of another metric: `against`, in the order of the steps. Without
+    Without `metric` it is what the first run's experiment calls its own, or "eval/return". Over
+    steps, or over the mean of another metric: `against`, in the order of the steps. Without
     `output` it goes to the first run's directory. Raises UsageError for a directory that is no
     run, a metric that was not measured, and a missing matplotlib.
     """
@@ -119,8 +120,10 @@ def curves(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    opened = [RunDirectory(run) for run in runs]
+    metric = metric or opened[0].config["values"].get("metric", "eval/return")
     lines = []
-    for run in map(RunDirectory, runs):
+    for run in opened:
         other = read_curves(run, against) if against else {}
         for setting, curve in read_curves(run, metric).items():
             where = run.path.resolve().name
@@ -148,8 +151,8 @@ def curves(
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small", ncols=1 + len(lines) // 8)
-    name = (f"{metric} against {against}" if against else metric).replace("/", "_")
-    path = pathlib.Path(output or pathlib.Path(runs[0]) / f"{name}.png")
+    name = (f"{metric}_against_{against}" if against else metric).replace("/", "_")
+    path = pathlib.Path(output or opened[0].path / f"{name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path

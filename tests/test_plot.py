@@ -86,6 +86,19 @@ def test_draws_a_png(tmp_path, settings):
     assert other.exists()
 
 
+def test_the_first_run_says_what_is_drawn(tmp_path):
+    run = RunDirectory.create(tmp_path / "a", {"metric": "eval/reward"})
+    means = {"eval/reward": 1.0, "loss": 2.0}
+    rows = [{"step": 0, "setting": "run", "seed": 0, "means": means}]
+    Recorder(run, tensorboard=False).write(rows)
+    assert plot.curves([run.path]) == run.path / "eval_reward.png"
+    assert plot.curves([run.path], "loss") == run.path / "loss.png"
+    other = make_run(tmp_path / "b").path
+    assert plot.curves([other], resamples=50) == other / "eval_return.png"
+    with pytest.raises(UsageError, match="b has no 'eval/reward', only eval/return, late"):
+        plot.curves([run.path, other])
+
+
 def test_no_display_is_looked_for(tmp_path):
     """Drawing does without pyplot, which would choose a back end for the screen."""
     run = make_run(tmp_path / "a", ("default",)).path
@@ -129,6 +142,6 @@ def test_rows_of_different_metrics_at_one_step_and_one_metric_against_another(tm
     steps, scores = plot.read_curves(run, "loss")["run"]
     assert steps.tolist() == [1, 2, 3, 4] and scores.tolist() == [[1, 2, 3, 4]]
     path = plot.curves([run.path], "reward", against="kl", resamples=50)
-    assert path == run.path / "reward against kl.png" and path.exists()
+    assert path == run.path / "reward_against_kl.png" and path.exists()
     with pytest.raises(UsageError, match="has no 'nope'"):
         plot.curves([run.path], "reward", against="nope")
