@@ -121,7 +121,7 @@ def curves(
     from matplotlib.figure import Figure
 
     opened = [RunDirectory(run) for run in runs]
-    metric = metric or opened[0].config["values"].get("metric", "eval/return")
+    metric = metric or str(opened[0].config["values"].get("metric", "eval/return"))
     lines = []
     for run in opened:
         other = read_curves(run, against) if against else {}
