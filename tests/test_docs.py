@@ -23,6 +23,11 @@ RUN = [
     DOCS / "index.md",
     pytest.param(DOCS / "running.md", marks=pytest.mark.slow),
     pytest.param(DOCS / "extending.md", marks=pytest.mark.slow),
+    pytest.param(DOCS / "language_models.md", marks=pytest.mark.slow),
+    *(
+        pytest.param(DOCS / "algorithms" / f"{name}.md", marks=pytest.mark.slow)
+        for name in ("sft", "reward_model", "dpo", "grpo", "rlhf_ppo")
+    ),
 ]
 
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.M | re.S)

@@ -142,7 +142,10 @@ class Policy(NamedTuple):
             raise ValueError("frozen.reference: missing, and there is no base to take its place")
         if (found := _shapes(params)) != wanted:
             names = sorted(set(found.items()) ^ set(wanted.items()))
-            raise ValueError(f"frozen.reference: not of the policy's shape, first at {names[0][0]}")
+            raise ValueError(
+                f"frozen.reference: not of the policy's shape, first at {names[0][0]}: "
+                "give the parameters of the same configuration"
+            )
         return params
 
     def reference_log_probs(

@@ -66,8 +66,6 @@ class Model:
             tokenizer.check_vocabulary(tokenizer.load(folder), sizes.vocab_size)
         if self.lora_rank < 0:
             raise ValueError(f"{name}.lora_rank must be at least 0, got {self.lora_rank}")
-        if self.attention == "cudnn" and self.dtype != "bfloat16":
-            raise ValueError(f"{name}.attention='cudnn' needs {name}.dtype='bfloat16'")
 
 
 class Opened(NamedTuple):

@@ -12,6 +12,8 @@ from token_cases import CASES, MODEL, PLAIN, model_params, parts, prepare
 
 from jrl import tree
 from jrl.algos import dpo, grpo, rlhf_ppo
+from jrl.lm import transformer
+from jrl.lm.config import Config
 from jrl.lm.policy import Frozen
 
 KEY = jax.random.key(0)
@@ -50,6 +52,28 @@ def test_a_penalty_needs_a_reference():
     start(grpo, config, grpo.Hyper(beta=0.1), Frozen(reference=model_params(0)))
     # Nothing is known of a traced number.
     jax.eval_shape(lambda beta: start(grpo, config, grpo.Hyper(beta=beta)), 0.1)
+
+
+def test_a_reference_of_another_configuration_is_refused():
+    config = Config(vocab_size=12, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8)
+    config = dataclasses.replace(config, mlp_width=24)
+    other = jax.eval_shape(transformer.make(config).init, KEY)
+    words = (
+        r"frozen\.reference: not of the policy's shape, first at embedding: "
+        "give the parameters of the same configuration"
+    )
+    with pytest.raises(ValueError, match=words):
+        start(dpo, dpo.Config(), dpo.Hyper(), Frozen(reference=other))
+    start(dpo, dpo.Config(), dpo.Hyper(), Frozen(reference=model_params(1)))
+
+
+@pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo", "batch_std"])
+def test_an_answer_alone_has_no_group_to_be_compared_with(advantage):
+    words = f"config.group_size must be at least 2 with advantage='{advantage}'.*'whiten' compares"
+    with pytest.raises(ValueError, match=words):
+        grpo.Config(group_size=1, advantage=advantage).validate()
+    grpo.Config(group_size=2, advantage=advantage).validate()
+    grpo.Config(group_size=1, advantage="whiten").validate()
 
 
 def test_cispo_does_not_take_the_bounds_of_another_loss():
