@@ -14,6 +14,7 @@ import io
 import os
 import pathlib
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -94,9 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         code = _fail(f"{error.filename}: {error.strerror}: choose another path", 2)
     except RuntimeError as error:
-        if type(error).__name__ != "CorruptCheckpointError":
+        if type(error).__name__ == "RewardsFailedError":
+            # With the traceback of the reward function, which is its author's to read.
+            print(f"jrl: error: {error}", file=sys.stderr)
+            code = 1
+        elif type(error).__name__ == "CorruptCheckpointError":
+            code = _fail(error, 1)
+        else:
             raise
-        code = _fail(error, 1)
     sys.exit(code)
 
 
@@ -130,10 +136,18 @@ def _run(arguments: list[str]) -> None:
     directory = options.directory or pathlib.Path("runs") / name
     if options.resume and options.overwrite:
         raise UsageError("--resume and --overwrite exclude each other: leave one out")
-    if not (options.resume and (directory / "config.json").exists()):
-        kept = _experiments_own(rest)
-        RunDirectory.create(directory, plain(experiment), file, kept, options.overwrite)
-    _go(experiment, directory, options.resume)
+    if options.resume and (directory / "config.json").exists():
+        _go(experiment, directory, resume=True)
+        return
+    kept = _experiments_own(rest)
+    run = RunDirectory.create(directory, plain(experiment), file, kept, options.overwrite)
+    try:
+        _go(experiment, directory, options.resume)
+    except UsageError:
+        # Refused before it began: the corrected command shall not find it in its way.
+        if not run.started:
+            shutil.rmtree(directory)
+        raise
 
 
 def _resume(arguments: list[str]) -> None:

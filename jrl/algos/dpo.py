@@ -19,7 +19,7 @@ from flax import struct
 
 from jrl import networks, train, tree
 from jrl.lm.optimizer import AdamW, adamw
-from jrl.lm.policy import Policy, PreferenceBatch, TokenBatch, by_parts, certainly
+from jrl.lm.policy import Policy, PreferenceBatch, TokenBatch, by_parts, certainly, filled
 from jrl.losses import direct_alignment, preference, tokens
 from jrl.types import Leaf, Updater, check_sizes
 
@@ -89,14 +89,17 @@ def make_objective(policy: Policy, config: Config) -> train.Objective:
         both = jax.tree.map(lambda *x: jnp.concatenate(x), batch.chosen, batch.rejected)
         ref = jnp.concatenate([batch.ref_chosen, batch.ref_rejected])
         log_probs, _ = policy.log_probs(params, extra.base, both)
-        chosen, rejected = jnp.split(of_answers(log_probs - ref, both.mask, axis=-1), 2)
+        gained = of_answers(log_probs - ref, both.mask, axis=-1)
+        # A place without a pair has sums of nothing, at which some of the losses are infinite.
+        there = filled(batch)
+        chosen, rejected = jnp.split(jnp.where(jnp.tile(there, 2), gained, -1.0), 2)
         columns = {
             "accuracy": (chosen > rejected).astype(jnp.float32),
             "margin": hp.beta * (chosen - rejected),
             "chosen_reward": hp.beta * chosen,
             "rejected_reward": hp.beta * rejected,
         }
-        return train.sum_columns(_loss(config.loss, chosen, rejected, hp), columns)
+        return train.sum_columns(_loss(config.loss, chosen, rejected, hp), columns, there)
 
     return objective
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jrl import networks, train, tree
 from jrl.lm.optimizer import AdamW, adamw
-from jrl.lm.policy import Policy, PreferenceBatch, last_score
+from jrl.lm.policy import Policy, PreferenceBatch, filled, last_score
 from jrl.losses import preference
 from jrl.types import Leaf, Updater, check_sizes
 
@@ -64,7 +64,7 @@ def make_objective(policy: Policy) -> train.Objective:
             "margin": chosen - rejected,
             "reward": (chosen + rejected) / 2,
         }
-        return train.sum_columns(loss, columns)
+        return train.sum_columns(loss, columns, filled(batch))
 
     return objective
 

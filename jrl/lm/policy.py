@@ -29,6 +29,7 @@ __all__ = [
     "TokenBatch",
     "by_parts",
     "certainly",
+    "filled",
     "last_score",
 ]
 
@@ -55,6 +56,14 @@ class PreferenceBatch(struct.PyTreeNode):
 
     chosen: TokenBatch
     rejected: TokenBatch
+
+
+def filled(pairs: Any) -> Bool[Array, " B"]:
+    """Says which rows of a batch with `chosen` and `rejected` hold a pair.
+
+    Loaders leave rows empty: at the end of the data, and for examples that were dropped.
+    """
+    return jnp.any(pairs.chosen.mask, axis=1) & jnp.any(pairs.rejected.mask, axis=1)
 
 
 def _whole(params: Params, base: Params) -> Params:

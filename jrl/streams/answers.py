@@ -79,7 +79,8 @@ class Answers:
                 break
         groups = (groups + spare)[: c.prompts]
         sums = {**metrics.join(measured), "rounds": (float(len(measured)), 1.0)}
-        return Drawn(to_batch(groups, c.lengths), sums, [sample(groups[0][0])])
+        batch = to_batch(groups, c.lengths)
+        return Drawn(batch, sums, [sample(groups[0][0])], self.asker.notes())
 
     def evaluate(self, policy: Callable[[], Params]) -> Held:
         """Returns what the exam found."""

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -57,25 +57,11 @@ class Asker:
         scorer: Scorer | None = None,
         dtype: str = "float32",
     ):
-        self.opened, self.sampler, self.scorer, self.dtype = opened, sampler, scorer, dtype
-
-    def check(self, source: Any, max_new_tokens: int) -> None:
-        """Raises ValueError for a column that a reward needs and records do not have.
-
-        And for the first record whose prompt does not fit into the sampler.
-        """
-        if self.scorer is not None:
-            self.scorer.check([*source[0], "completion_ids"])
-        room = self.sampler.config.length - max_new_tokens
-        for index in range(len(source)):
-            size = len(self.opened.prompt_ids(source[index]))
-            if not 0 < size <= room:
-                where = source.place(index) if hasattr(source, "place") else f"record {index}"
-                raise ValueError(
-                    f"{where}: its prompt has {size} tokens, but sampler.length="
-                    f"{self.sampler.config.length} leaves 1 to {room} beside "
-                    f"max_new_tokens={max_new_tokens}"
-                )
+        # What it asks are the parameters that it is given, not those that training began with.
+        self.opened = opened._replace(params=())
+        self.sampler, self.scorer, self.dtype = sampler, scorer, dtype
+        self._failed: set[str] = set()
+        self._notes: list[str] = []
 
     def __call__(
         self, params: Params, records: Sequence[Record], key: Key, size: int, settings: Settings
@@ -95,6 +81,11 @@ class Asker:
         ]
         return [answers[i : i + size] for i in range(0, len(answers), size)], measured
 
+    def notes(self) -> list[str]:
+        """Returns, once, the first failure of each reward function."""
+        notes, self._notes = self._notes, []
+        return notes
+
     def close(self) -> None:
         """Ends the scorer's processes."""
         if self.scorer is not None:
@@ -106,6 +97,13 @@ class Asker:
         columns = {name: [record[name] for record in records] for name in records[0]}
         columns["completion_ids"] = ids
         scores = self.scorer(columns.pop("prompt"), texts, **columns)
+        for failure in scores.failures:
+            if failure.function not in self._failed:
+                self._failed.add(failure.function)
+                self._notes.append(
+                    f"reward {failure.function!r} failed for the first time ({failure.kind}) and "
+                    f"costs its sample, as others will:\n{failure.traceback}"
+                )
         return scores.rewards, scores.valid, scores.metrics
 
 
@@ -147,7 +145,8 @@ class Exam:
             parts = [groups[i : i + ROWS] for i in range(0, len(groups), ROWS)]
             found = [self._distance(to_batch(part, self.lengths)) for part in parts]
             measured["kl"] = (float(sum(found)), float(len(groups)))
-        return Held((), measured, [sample(answer) for answer in answers])
+        samples = [sample(answer) for answer in answers]
+        return Held((), measured, samples, self.asker.notes())
 
 
 def _distance(policy: Policy, dtype: str, frozen: Frozen, batch: RolloutBatch) -> jax.Array:

@@ -19,6 +19,8 @@ class Drawn(NamedTuple):
     batch: PyTree
     metrics: Metrics = {}
     samples: Samples = ()
+    notes: Sequence[str] = ()
+    """What is said once, as of a reward that failed for the first time."""
 
 
 class Held(NamedTuple):
@@ -27,6 +29,7 @@ class Held(NamedTuple):
     batches: Sequence[PyTree] = ()
     metrics: Metrics = {}
     samples: Samples = ()
+    notes: Sequence[str] = ()
 
 
 @runtime_checkable

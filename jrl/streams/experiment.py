@@ -14,7 +14,7 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ import tyro
 from jrl import metrics
 from jrl.checkpoint import Checkpointer
 from jrl.lm.policy import Frozen
+from jrl.lm.rewards.scorer import RewardsFailedError
 from jrl.progress import Progress, stopping, wait
 from jrl.run_directory import Recorder, RunDirectory, UsageError, difference, plain, versions
 from jrl.streams.contract import Start, Task
@@ -100,18 +101,25 @@ class StreamExperiment:
             return run.summary()
         with (
             run.lock(),
-            Checkpointer(run.checkpoints, self.keep) as checkpointer,
             Progress(self.config.updates, 1, quiet) as progress,
             stopping(command) as stop,
         ):
-            try:
+            with _one_line():
                 start = self.task.start(self.config, self.hyper, self.seed)
-            except ValueError as error:
-                raise UsageError(str(error)) from error
-            with contextlib.closing(start.stream):
+            with (
+                contextlib.closing(start.stream),
+                Checkpointer(run.checkpoints, self.keep) as checkpointer,
+            ):
                 session = _Session(self, start, run, checkpointer, progress)
-                while session.done < self.config.updates and not stop.is_set():
-                    wait(session.advance, stop, progress)
+                # The parameters that training began with are not kept beside those it goes on with.
+                del start
+                try:
+                    while session.done < self.config.updates and not stop.is_set():
+                        wait(session.advance, stop, progress)
+                except (UsageError, RewardsFailedError):
+                    # What was learned is not lost because of one example, or of a reward.
+                    session.close()
+                    raise
                 session.close()
             if session.done < self.config.updates:
                 return {"finished": False, "update": session.done, "resume": command}
@@ -128,12 +136,12 @@ class _Session:
         self.samples = run.path / "samples.jsonl"
         self.program, self.frozen = _program(start.updater), start.frozen
         key = jax.random.key(experiment.seed)
-        self.state = _thaw(start.updater.init(key, start.params, start.frozen, experiment.hyper))
+        self.state = _initial(start, experiment.hyper)(key, start.params, start.frozen)
         self.fingerprint = _fingerprint(start.frozen)
         self.done, self.seconds, self.saved = 0, 0.0, 0
         self.last: dict[str, float] = {}
-        self._restore()
         self.window: list[Metrics] = []
+        self._restore()
         self.pending: collections.deque[Any] = collections.deque()
         self.recorder = Recorder(run, experiment.tensorboard, experiment.wandb)
 
@@ -142,9 +150,16 @@ class _Session:
         began, e = time.perf_counter(), self.experiment
         if self.done == 0:
             self._evaluate()
-        drawn = self.stream.draw(self._policy, self.done)
+        place = self.stream.state()
+        try:
+            with _one_line():
+                drawn = self.stream.draw(self._policy, self.done)
+        except BaseException:
+            self.stream.restore(place)
+            raise
         columns, measured = self.program.prepare(self.state, self.frozen, drawn.batch, e.hyper)
         self.state, sums = self.program.update(self.state, self.frozen, columns, e.hyper)
+        self._note(drawn.notes)
         self.window.append({**drawn.metrics, **measured, **sums})
         self.pending.append(sums)
         if len(self.pending) > IN_FLIGHT:
@@ -162,8 +177,6 @@ class _Session:
     def close(self) -> None:
         """Saves what was not; waits until everything is on disk."""
         if self.done > self.saved:
-            if self.window:
-                self._log(())
             self._save()
         self.checkpointer.wait()
         self.recorder.close()
@@ -191,14 +204,15 @@ class _Session:
         return self.program.policy(self.state, self.frozen)
 
     def _log(self, samples: Iterable[dict[str, Any]]) -> None:
-        means = metrics.mean(metrics.join(jax.device_get(self.window)))
+        self._row(metrics.mean(self._sums()))
         self.window.clear()
-        self._row(means)
         self._show(samples, "train", 0)
         self.progress.part(self.done, self.last, {"seconds": self.seconds, "compile_seconds": 0.0})
 
     def _evaluate(self) -> None:
-        held = self.stream.evaluate(self._policy)
+        with _one_line():
+            held = self.stream.evaluate(self._policy)
+        self._note(held.notes)
         found = [
             self.program.evaluate(self.state, self.frozen, batch, self.experiment.hyper)
             for batch in held.batches
@@ -206,6 +220,16 @@ class _Session:
         means = metrics.mean(metrics.join(jax.device_get([held.metrics, *found])))
         self._row({f"eval/{name}": x for name, x in means.items()})
         self._show(held.samples, "eval", self.experiment.show)
+
+    def _note(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            self.progress.say(note)
+
+    def _sums(self) -> Metrics:
+        """Adds up what was measured since the last row, in the order of the updates."""
+        fetched = jax.device_get(self.window)
+        floats = [{n: (float(x), float(w)) for n, (x, w) in sums.items()} for sums in fetched]
+        return metrics.join(floats)
 
     def _row(self, means: dict[str, Any]) -> None:
         values = {name: float(x) for name, x in means.items()}
@@ -230,6 +254,7 @@ class _Session:
             "stream": self.stream.state(),
             "frozen": self.fingerprint,
             "last": plain(self.last),
+            "window": self._sums(),
         }
         self.checkpointer.save(self.done, items, meta)
         self.saved = self.done
@@ -251,6 +276,7 @@ class _Session:
         self.stream.restore(meta["stream"])
         self.done = self.saved = step
         self.seconds, self.last = meta["seconds"], meta["last"]
+        self.window = [{n: tuple(x) for n, x in meta["window"].items()}] if meta["window"] else []
         self.progress.say(f"going on from update {step:,}")
 
     def _forget(self, step: int) -> None:
@@ -260,6 +286,15 @@ class _Session:
             lines = self.samples.read_text().splitlines(keepends=True)
             whole = [line for line in lines if line.endswith("\n")]
             self.samples.write_text("".join(x for x in whole if json.loads(x)["step"] <= step))
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """Turns what is wrong with an option or an example into an error without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error).splitlines()[0]) from error
 
 
 def _open(experiment, directory, resume: bool) -> RunDirectory:
@@ -280,6 +315,15 @@ def _open(experiment, directory, resume: bool) -> RunDirectory:
             "go on with the same options, or start another directory"
         )
     return run
+
+
+def _initial(start: Start, hyper: Any) -> Callable[..., PyTree]:
+    """Compiles `init`, so that frozen models, which it gives back, are not copied."""
+
+    def init(key, params, frozen):
+        return _thaw(start.updater.init(key, params, frozen, hyper))
+
+    return jax.jit(init)
 
 
 class _Program(NamedTuple):

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from jrl.data import tokens
@@ -20,7 +19,15 @@ from jrl.lm.tokenizer import Tokenizer
 from jrl.lm.transformer import Transformer
 from jrl.types import Key, Params
 
-__all__ = ["Model", "Opened", "adapted", "classifier", "copied", "open_model", "saver"]
+__all__ = [
+    "Model",
+    "Opened",
+    "adapted",
+    "classifier",
+    "open_model",
+    "outline",
+    "saver",
+]
 
 SMALL = Config(vocab_size=259, tied=False)
 """A model of bytes for a laptop."""
@@ -104,6 +111,23 @@ class Opened(NamedTuple):
         return [*first, {"role": "user", "content": prompt}]
 
 
+def outline(source: Model) -> Opened:
+    """Returns a model with shapes for parameters, all that is there to be checked without them.
+
+    Raises ValueError for a folder that is none, and for adapters that do not fit.
+    """
+    if source.folder is None:
+        words, sizes = tokenizer.bytes_tokenizer(), source.sizes
+    else:
+        words = tokenizer.load(source.folder)
+        sizes = huggingface.config_from(read_json(pathlib.Path(source.folder) / "config.json"))
+    tokenizer.check_vocabulary(words, sizes.vocab_size)
+    model = transformer.make(sizes)
+    opened = Opened(source, model, jax.eval_shape(model.init, jax.random.key(0)), words)
+    jax.eval_shape(lambda key: adapted(opened, key)[1], jax.random.key(0))
+    return opened
+
+
 def open_model(source: Model, key: Key) -> Opened:
     """Loads a model, or makes a new one with `key`. Raises ValueError for a folder that is none."""
     if source.folder is None:
@@ -136,11 +160,6 @@ def adapted(opened: Opened, key: Key) -> tuple[Policy, Params, Params]:
     return Policy(opened.model, merge), adapters, params
 
 
-def copied(params: Params, dtype: str) -> Params:
-    """Returns parameters in buffers of their own: those of a policy are given up by its update."""
-    return jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), params)
-
-
 def classifier(opened: Opened) -> Params:
     """Returns a reward model's {"trunk", "score"}. Raises ValueError for another model."""
     trunk = dict(opened.params)
@@ -158,8 +177,10 @@ def saver(opened: Opened) -> Callable[[Params, pathlib.Path], None]:
     Parameters {"trunk", "score"} become a classifier of one label, as reward models are published.
     """
 
+    config, source = opened.model.config, opened.source.folder
+
     def save(params: Params, folder: pathlib.Path) -> None:
-        sizes, source = opened.model.config, opened.source.folder
+        sizes = config
         if "score" in params:
             # A classifier has no head for tokens.
             trunk = {name: x for name, x in params["trunk"].items() if name != "head"}

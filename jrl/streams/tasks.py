@@ -1,19 +1,21 @@
 """The tasks of language models: what each algorithm needs of a model, data and rewards."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import tyro
 
+from jrl import tree
 from jrl.algos import dpo, grpo, reward_model, rlhf_ppo, sft
-from jrl.data import loader
+from jrl.data import loader, sources
 from jrl.data.loader import Loader
+from jrl.data.schemas import Schema
 from jrl.lm import sampler as samplers
 from jrl.lm import transformer
-from jrl.lm.policy import Frozen, Policy
+from jrl.lm.policy import Frozen, Policy, PreferenceBatch, TokenBatch
 from jrl.lm.requests import Settings
-from jrl.lm.rewards import Reward
+from jrl.lm.rewards import Reward, check_columns
 from jrl.lm.rewards.scorer import Scorer
 from jrl.lm.sampler import Sampler
 from jrl.streams import answers
@@ -21,9 +23,17 @@ from jrl.streams.answers import Answers
 from jrl.streams.asking import Asker, Exam
 from jrl.streams.contract import Start
 from jrl.streams.examples import Examples, batch_of
-from jrl.streams.models import Model, Opened, adapted, classifier, copied, open_model, saver
+from jrl.streams.models import (
+    Model,
+    Opened,
+    adapted,
+    classifier,
+    open_model,
+    outline,
+    saver,
+)
 from jrl.streams.records import Data
-from jrl.types import Key, Params
+from jrl.types import Key, Params, check_sizes
 
 __all__ = ["Asking", "Dpo", "Grpo", "RewardModel", "RlhfPpo", "Sft"]
 
@@ -56,6 +66,34 @@ class Asking:
             raise ValueError(f"asking.max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"asking.temperature must be at least 0, got {self.temperature}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"asking.workers must be at least 1, got {self.workers}")
+        if not (self.timeout > 0 and 0 <= self.max_failed <= 1):
+            raise ValueError(
+                "asking.timeout must be positive and asking.max_failed from 0 to 1, "
+                f"got {self.timeout} and {self.max_failed}"
+            )
+
+    def check(self, opened: Opened, data: Data, split: str, reward: Reward | None) -> None:
+        """Raises ValueError for a record that cannot be asked, or misses what a reward needs."""
+        source, room = data.source(split), self.sampler.length - self.max_new_tokens
+        count = len(source) if split == "train" else min(len(source), data.held_out)
+        for index in range(count):
+            record = source[index]
+            where = f"data.{split}: {sources.place(source, index)}"
+            if "prompt" not in record:
+                raise ValueError(f"{where}: there is no prompt to ask, only {', '.join(record)}")
+            if not 0 < (size := len(opened.prompt_ids(record))) <= room:
+                raise ValueError(
+                    f"{where}: its prompt has {size} tokens, but sampler.length="
+                    f"{self.sampler.length} leaves 1 to {room} beside "
+                    f"max_new_tokens={self.max_new_tokens}"
+                )
+            if reward is not None:
+                try:
+                    check_columns(reward, [*record, "completion_ids"])
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from error
 
     def asker(
         self, opened: Opened, reward: Reward | None, dtype: str, sampler: Sampler | None = None
@@ -70,7 +108,6 @@ class Asking:
         if asker.scorer is None:
             return None
         records = data.held_out_records()
-        asker.check(records, self.max_new_tokens)
         settings = Settings(
             self.max_new_tokens, self.temperature, stop_ids=asker.opened.tokenizer.eos_ids
         )
@@ -89,32 +126,61 @@ class _Examples:
     """Rows of a batch; its seed is added to the experiment's."""
     asking: Asking = Asking()
     """Held-out prompts that are asked at every evaluation."""
+    pairs: ClassVar[bool] = False
+    """Whether an example is a pair of answers."""
 
     def validate(self, config: Any, hyper: Any) -> None:
         """Raises ValueError with one line that names the field and the fix; loads no weights."""
         self.model.validate()
         self.asking.validate()
+        check_sizes("batches", self.batches)
         if self.batches.epochs is not None:
             raise ValueError("batches.epochs must be None: config.updates is the end of a run")
+        if self.batches.batch_size % config.microbatches:
+            raise ValueError(
+                f"config.microbatches={config.microbatches} must divide "
+                f"batches.batch_size={self.batches.batch_size}"
+            )
         self.data.validate()
+        opened, train = outline(self.model), self.data.source("train")
+        if (train.schema == "preference") != self.pairs or train.schema == "prompt":
+            wanted = "pairs: chosen and rejected" if self.pairs else "prompts with completions"
+            raise ValueError(f"data.train: there must be {wanted}, not records of {train.schema!r}")
+        if (test := self.data.source("test")).schema != train.schema:
+            raise ValueError(
+                f"data.test: records of {test.schema!r}, but those of data.train are of "
+                f"{train.schema!r}: name a file of the same kind"
+            )
+        self.held_out(opened)
+        if self.asking.reward is not None:
+            self.asking.check(opened, self.data, "test", self.asking.reward)
+
+    def loading(self, opened: Opened, seed: int) -> loader.Config:
+        """Returns the sizes and the order of batches."""
+        seed = self.batches.seed + seed
+        return dataclasses.replace(self.batches, seed=seed, pad_id=opened.tokenizer.pad_id)
+
+    def held_out(self, opened: Opened) -> list[TokenBatch | PreferenceBatch]:
+        """Returns the held-out examples in batches, the last one filled up with padding."""
+        sizes = self.loading(opened, 0)
+        once = dataclasses.replace(sizes, epochs=1, shuffle=False, threads=0)
+        records, encoder = self.data.held_out_records(), opened.encoder(self.schema("test"))
+        try:
+            return [batch_of(arrays) for arrays in Loader(records, once, encoder)]
+        except ValueError as error:
+            raise ValueError(f"data.test: {error}") from error
+
+    def schema(self, split: str) -> Schema:
+        """Returns what the records of a split are."""
+        return self.data.source(split).schema
 
     def stream(self, opened: Opened, config: Any, seed: int, reference=None) -> Examples:
         """Opens the data and the exam."""
         source = self.data.source("train")
-        encoder = opened.encoder(source.schema)
-        batches = dataclasses.replace(
-            self.batches, seed=self.batches.seed + seed, pad_id=opened.tokenizer.pad_id
-        )
-        records = self.data.held_out_records()
-        once = dataclasses.replace(batches, epochs=1, shuffle=False, threads=0)
-        held_out = [batch_of(arrays) for arrays in Loader(records, once, encoder)]
-        if encoder.names and len(records) % batches.batch_size:
-            # Of pairs an empty row is one more example, of tokens it is nothing.
-            rest = len(records) % batches.batch_size
-            held_out[-1] = jax.tree.map(lambda x: x[:rest], held_out[-1])
+        batches = Loader(source, self.loading(opened, seed), opened.encoder(source.schema))
         asker = self.asking.asker(opened, self.asking.reward, config.compute_dtype)
         exam = self.asking.exam(asker, self.data, _key(seed, 3), reference)
-        return Examples(Loader(source, batches, encoder), held_out, exam)
+        return Examples(batches, self.held_out(opened), exam)
 
 
 class Sft(_Examples):
@@ -132,6 +198,7 @@ class _Pairs(_Examples):
     """What tasks that learn from preferences have in common."""
 
     batches: loader.Config = loader.Config(pack=False)
+    pairs: ClassVar[bool] = True
 
     def validate(self, config: Any, hyper: Any) -> None:
         """Raises ValueError with one line that names the field and the fix; loads no weights."""
@@ -195,17 +262,32 @@ class _Answers:
                 f"config.max_new_tokens={tokens} and asking.max_new_tokens="
                 f"{self.asking.max_new_tokens} must be the same"
             )
+        if max(self.batches.lengths) < self.asking.sampler.length:
+            raise ValueError(
+                f"batches.lengths={self.batches.lengths} must hold sampler.length="
+                f"{self.asking.sampler.length}: add one that does"
+            )
+        rows = self.batches.prompts * getattr(config, "group_size", 1)
+        if rows % (parts := config.minibatches * config.microbatches):
+            raise ValueError(
+                f"config.minibatches * config.microbatches = {parts} must divide the {rows} "
+                "answers of a batch"
+            )
         self.data.validate()
+        opened = outline(self.model)
+        self.asking.check(opened, self.data, "train", self.judge())
+        self.asking.check(opened, self.data, "test", self.asking.reward)
 
-    def stream(
-        self, opened: Opened, config: Any, hyper: Any, seed: int, reward: Reward | None, reference
-    ) -> Answers:
+    def judge(self) -> Reward | None:
+        """Returns the function that rewards what is learned from."""
+        return self.asking.reward
+
+    def stream(self, opened: Opened, config: Any, hyper: Any, seed: int, reference) -> Answers:
         """Opens the data, and starts what samples and judges."""
         source, asking, dtype = self.data.source("train"), self.asking, config.compute_dtype
-        asker = judge = asking.asker(opened, reward, dtype)
-        if asking.reward is not reward:
+        asker = judge = asking.asker(opened, self.judge(), dtype)
+        if asking.reward is not self.judge():
             judge = asking.asker(opened, asking.reward, dtype, asker.sampler)
-        asker.check(source, asking.max_new_tokens)
         settings = Settings(
             asking.max_new_tokens,
             float(hyper.temperature),
@@ -234,7 +316,7 @@ class Grpo(_Answers):
         held = float(hyper.beta) > 0
         frozen = _frozen(opened, base, self.reference_dtype) if held else Frozen(base)
         reference = (policy, frozen) if held else None
-        stream = self.stream(opened, config, hyper, seed, self.asking.reward, reference)
+        stream = self.stream(opened, config, hyper, seed, reference)
         return Start(grpo.make(policy, config), params, frozen, stream, saver(opened))
 
 
@@ -257,6 +339,19 @@ class RlhfPpo(_Answers):
         if self.reward_model.folder is not None:
             self.reward_model.validate("reward_model")
         super().validate(config, hyper)
+        if self.reward_model.folder is not None:
+            ours, theirs = outline(self.model).tokenizer, outline(self.reward_model).tokenizer
+            texts = [str(record["prompt"]) for record in self.data.held_out_records()]
+            same = all(ours.encode(text) == theirs.encode(text) for text in texts)
+            if not same or ours.eos_ids != theirs.eos_ids or ours.vocab_size != theirs.vocab_size:
+                raise ValueError(
+                    "reward_model.folder: its tokenizer is not the policy's: "
+                    "name a reward model that was made of the same model"
+                )
+
+    def judge(self) -> Reward | None:
+        """Returns the function whose rewards are added, None if there is none."""
+        return self.reward
 
     def start(self, config: rlhf_ppo.Config, hyper: Any, seed: int) -> Start:
         """Loads policy, base, reward and value model, and opens the data."""
@@ -268,12 +363,11 @@ class RlhfPpo(_Answers):
             frozen = frozen.replace(reward=scored)
             if _alike(judge, opened.model):
                 trunk = scored["trunk"]
-        trunk = copied(trunk, self.model.dtype)
         params = {
             "policy": params,
             "value": rlhf_ppo.init_value(policy, config, _key(seed, 2), trunk),
         }
-        stream = self.stream(opened, config, hyper, seed, self.reward, (policy, frozen))
+        stream = self.stream(opened, config, hyper, seed, (policy, frozen))
         updater = rlhf_ppo.make(policy, config, judge)
         return Start(updater, params, frozen, stream, saver(opened))
 
@@ -288,7 +382,7 @@ def _policy(source: Model, seed: int) -> tuple[Opened, Policy, Params, Params]:
 
 
 def _frozen(opened: Opened, base: Params, dtype: Dtype) -> Frozen:
-    return Frozen(base) if opened.source.lora_rank else Frozen((), copied(opened.params, dtype))
+    return Frozen(base) if opened.source.lora_rank else Frozen((), tree.cast(opened.params, dtype))
 
 
 def _alike(one: transformer.Transformer, other: transformer.Transformer) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from jrl.algos import grpo
 from jrl.data import loader
 from jrl.lm import byte_tokenizer, huggingface, rewards, sampler, transformer
 from jrl.lm.requests import Completion, Settings
+from jrl.lm.rewards.scorer import RewardsFailedError
 from jrl.run_directory import UsageError
 from jrl.streams import Answers, Asker, Data
 from jrl.streams.answers import Config
@@ -93,14 +95,119 @@ def test_prompts_that_do_not_fit_the_cache(tmp_path):
     with open(tmp_path / "train.jsonl", "a") as file:
         file.write('{"prompt": "12345678901+1="}\n')
     words = "train.jsonl:21: its prompt has 15 tokens, but sampler.length=16 leaves 1 to 12"
-    refused(experiment, tmp_path / "run", words, UsageError)
+    refused(experiment, tmp_path / "run", words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_columns_that_a_reward_needs(tmp_path):
     asking = dataclasses.replace(tiny.ASKING, reward=rewards.exact_match)
     experiment = tiny.experiment("grpo", tmp_path, asking=asking)
-    words = "exact_match: needs the column 'answer'"
-    refused(experiment, tmp_path / "run", words, UsageError)
+    with open(tmp_path / "train.jsonl", "a") as file:
+        file.write('{"prompt": "1+1=", "target": 3}\n')
+    refused(experiment, tmp_path / "run", "exact_match: needs the column 'answer'")
+    asking = dataclasses.replace(tiny.ASKING, reward=tiny.LENGTH)
+    with open(tmp_path / "train.jsonl", "a") as file:
+        file.write('{"prompt": "1+1="}\n')
+    experiment = dataclasses.replace(
+        experiment, task=dataclasses.replace(experiment.task, asking=asking)
+    )
+    words = "train.jsonl:22: target_length: needs the column 'target'"
+    refused(experiment, tmp_path / "run", words)
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "words"),
+    [
+        ("sft", ("chosen", "rejected"), "data.train: there must be prompts with completions"),
+        ("dpo", ("completion",), "data.train: there must be pairs: chosen and rejected"),
+        ("sft", (), "data.train: there must be prompts with completions"),
+    ],
+)
+def test_records_of_another_kind(kind, columns, words, tmp_path):
+    data = tiny.data(tmp_path, *columns)
+    (tmp_path / "other").mkdir()
+    experiment = tiny.experiment(kind, tmp_path / "other", data=data)
+    refused(experiment, tmp_path / "run", words)
+
+
+def test_held_out_records_of_another_kind(tmp_path):
+    experiment = tiny.experiment("sft", tmp_path)
+    tiny.write(tmp_path / "test.jsonl", [{"text": "1+1=2"}])
+    words = "data.test: records of 'text', but those of data.train are of 'completion'"
+    refused(experiment, tmp_path / "run", words)
+
+
+def test_batches_that_cannot_be_cut(tmp_path):
+    experiment = tiny.experiment("grpo", tmp_path)
+    config = dataclasses.replace(experiment.config, minibatches=5)
+    words = "config.minibatches * config.microbatches = 5 must divide the 12 answers"
+    refused(dataclasses.replace(experiment, config=config), tmp_path / "run", words)
+    experiment = tiny.experiment("dpo", tmp_path)
+    config = dataclasses.replace(experiment.config, microbatches=3)
+    words = "config.microbatches=3 must divide batches.batch_size=4"
+    refused(dataclasses.replace(experiment, config=config), tmp_path / "run", words)
+
+
+def test_an_example_that_is_too_long_costs_one_line_and_no_update(tmp_path):
+    """It is found when it is drawn; what was learned before is saved."""
+    experiment = tiny.experiment("sft", tmp_path, updates=40)
+    records = [{"prompt": f"{n}+1=", "completion": str(n + 1), "target": 3} for n in range(40)]
+    records[30]["completion"] = "x" * 40
+    tiny.write(tmp_path / "train.jsonl", records)
+    loading = loader.Config(1, 16, pack=False, threads=0, shuffle=False)
+    experiment = dataclasses.replace(
+        experiment,
+        task=dataclasses.replace(experiment.task, batches=loading),
+        checkpoint_every=100,
+        evaluate_every=100,
+    )
+    with pytest.raises(UsageError, match=r"train\.jsonl:31: .* tokens do not fit into length=16"):
+        experiment.run(tmp_path / "run", quiet=True)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")] == ["30"]
+
+
+def test_pairs_that_are_dropped_weigh_nothing(tmp_path):
+    """A batch that is half empty has the gradient of its other half."""
+    for name, long in (("short", 0), ("long", 10)):
+        (tmp_path / name).mkdir()
+        experiment = tiny.experiment("dpo", tmp_path / name, updates=1)
+        records = [tiny.record(n) for n in range(10)]
+        extra = [{**tiny.record(9), "chosen": "x" * 40} for _ in range(long)]
+        mixed = [x for pair in zip(records, extra, strict=False) for x in pair] or records
+        tiny.write(tmp_path / name / "train.jsonl", mixed)
+        loading = dataclasses.replace(
+            tiny.PAIRS, too_long="drop", shuffle=False, batch_size=4 if long else 2
+        )
+        task = dataclasses.replace(experiment.task, batches=loading, asking=tiny.Asking())
+        dataclasses.replace(experiment, task=task).run(tmp_path / name / "run", quiet=True)
+    rows = [
+        json.loads((tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()[1])
+        for name in ("short", "long")
+    ]
+    for name in ("loss", "grad_norm"):
+        one, other = (row["means"][name] for row in rows)
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_a_reward_model_of_another_vocabulary(tmp_path):
+    from jrl.lm import tokenizer
+
+    policy = folder(tmp_path)
+    judge = tmp_path / "judge"
+    shutil.copytree(policy, judge)
+    file = json.loads((judge / "tokenizer.json").read_text())
+    vocabulary = file["model"]["vocab"]
+    vocabulary["1"], vocabulary["2"] = vocabulary["2"], vocabulary["1"]
+    (judge / "tokenizer.json").write_text(json.dumps(file))
+    swapped = tokenizer.load(judge).encode("12")
+    assert swapped == tokenizer.load(policy).encode("21")
+    experiment = tiny.experiment(
+        "rlhf_ppo",
+        tmp_path,
+        model=tiny.Model(folder=policy),
+        reward_model=tiny.Model(folder=str(judge)),
+    )
+    refused(experiment, tmp_path / "run", "reward_model.folder: its tokenizer is not the policy's")
 
 
 def test_a_vocabulary_that_does_not_fit_the_model(tmp_path):
@@ -139,7 +246,7 @@ def test_equal_rewards_are_counted_and_teach_nothing(tmp_path):
 def test_rewards_that_fail_stop_the_run_past_a_threshold(tmp_path):
     asking = dataclasses.replace(tiny.ASKING, reward=broken, max_failed=0.0)
     experiment = tiny.experiment("grpo", tmp_path, asking=asking)
-    with pytest.raises(RuntimeError, match="broken"):
+    with pytest.raises(RewardsFailedError, match="broken"):
         experiment.run(tmp_path / "run", quiet=True)
 
 
@@ -150,6 +257,9 @@ def test_dynamic_sampling_replaces_groups_of_equal_reward(tmp_path):
     class Scripted(Asker):
         def __init__(self):
             pass
+
+        def notes(self):
+            return []
 
         def __call__(self, params, records, key, size, settings):
             asked.extend(record["prompt"] for record in records)

@@ -1,5 +1,6 @@
 """Runs of every task: what they leave behind, and that a killed one goes on exactly."""
 
+import dataclasses
 import json
 import pathlib
 import signal
@@ -13,6 +14,7 @@ import pytest
 import tiny
 
 from jrl.lm import huggingface, tokenizer
+from jrl.streams.experiment import _Session
 
 HERE = pathlib.Path(__file__).parent
 
@@ -87,6 +89,25 @@ def test_a_killed_run_goes_on_exactly_where_it_was(kind, tmp_path):
     assert lines(killed / "samples.jsonl") == lines(whole / "samples.jsonl")
     one, other = (huggingface.load(run / "model")[1] for run in (killed, whole))
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_run_that_was_stopped_has_the_same_curves(tmp_path, monkeypatch):
+    """Stopped between two rows: what was measured for the next one goes into the next one."""
+    experiment = dataclasses.replace(tiny.experiment("sft", tmp_path), log_every=4)
+    experiment.run(tmp_path / "whole", quiet=True)
+    advance = _Session.advance
+
+    def stopping(session):
+        if session.done == 2:
+            signal.raise_signal(signal.SIGTERM)
+        advance(session)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Session, "advance", stopping)
+        summary = experiment.run(tmp_path / "stopped", quiet=True)
+    assert not summary["finished"] and summary["update"] == 3
+    experiment.run(tmp_path / "stopped", resume=True, quiet=True)
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
 
 
 def test_adapters_alone_are_trained_and_saved_merged(tmp_path):

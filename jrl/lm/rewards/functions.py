@@ -15,7 +15,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "Reward",
     "Weighted",
     "arithmetic",
+    "check_columns",
     "countdown",
     "exact_match",
     "format_match",
@@ -256,6 +257,15 @@ def select_columns(function: Reward, columns: Mapping[str, Any]) -> dict[str, An
                 f"there are {sorted(columns) or 'none'}"
             )
     return {p.name: columns[p.name] for p in wanted if p.name in columns}
+
+
+def check_columns(reward: Reward, columns: Iterable[str]) -> None:
+    """Raises ValueError if a reward, or one of its parts, needs a column that is not among these.
+
+    >>> check_columns(exact_match, ["answer"])
+    """
+    for function in reward.weights if isinstance(reward, Weighted) else [reward]:
+        select_columns(function, dict.fromkeys(columns))
 
 
 def name_of(function: Reward) -> str:

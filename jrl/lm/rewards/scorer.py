@@ -18,7 +18,7 @@ import subprocess
 import sys
 import weakref
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.machinery import PathFinder
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ import numpy as np
 
 from jrl.lm.rewards.functions import Reward, Weighted, name_of, select_columns
 
-__all__ = ["Failure", "Scorer", "Scores"]
+__all__ = ["Failure", "RewardsFailedError", "Scorer", "Scores"]
 
 WORKER = pathlib.Path(__file__).with_name("_worker.py")
 INSIDE = "JRL_REWARD_WORKER"
@@ -40,6 +40,10 @@ START = 60.0
 
 GRACE = 5.0
 """Seconds beyond the limit after which a worker is killed that did not end by itself."""
+
+
+class RewardsFailedError(RuntimeError):
+    """Too many calls of a reward function failed; the message has the first one's traceback."""
 
 
 class Failure(NamedTuple):
@@ -173,11 +177,6 @@ class Scorer:
                 future.cancel()
         return self._scores(values, failures)
 
-    def check(self, columns: Iterable[str]) -> None:
-        """Raises ValueError if a function needs a column that is not among these."""
-        for function in self._functions:
-            select_columns(function, dict.fromkeys(columns))
-
     def _calls(self, prompts, completions, columns):
         """Returns (sample, number of the function, message to a worker) of every call."""
         for name, column in {"completions": completions, **columns}.items():
@@ -205,7 +204,7 @@ class Scorer:
         first = self._first.setdefault(which, failure)
         failed, calls = sum(self._recent[which]), len(self._recent[which])
         if failed > self._max_failures:
-            raise RuntimeError(
+            raise RewardsFailedError(
                 f"reward {failure.function!r} failed in {failed} of its last {calls} calls, more "
                 f"than max_failed={self._max_failed} of {self._recent[which].maxlen}; "
                 f"the first ({first.kind}):\n{first.traceback}"
