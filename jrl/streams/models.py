@@ -46,7 +46,7 @@ class Model:
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass computes anew: nothing, all but matrix products, or whole blocks."""
     attention: Literal["auto", "own", "cudnn"] = "auto"
-    """Which attention trains; cudnn needs a GPU and bfloat16."""
+    """Which attention trains; cudnn needs a GPU and a half-precision `compute_dtype`."""
     lora_rank: int = 0
     """Rank of the adapters that are trained instead of the parameters; 0 for none."""
     lora_alpha: float = 16.0
