@@ -25,7 +25,7 @@ from flax import struct
 from jrl import metrics, networks, train, tree
 from jrl.lm import generation, transformer
 from jrl.lm.optimizer import AdamW, adamw
-from jrl.lm.policy import Frozen, Policy, RolloutBatch, TokenBatch, by_parts, last_score
+from jrl.lm.policy import Frozen, Policy, RolloutBatch, TokenBatch, by_parts, judged
 from jrl.losses import kl, token_policy, token_returns, tokens, trust_region, value
 from jrl.types import Key, Leaf, Params, Updater, check_sizes
 
@@ -287,9 +287,7 @@ def _read(policy: Policy, config: Config, params, extra: Extra, text: TokenBatch
 def _reward(model: transformer.Transformer, frozen: Frozen, text: TokenBatch):
     if not jax.tree.leaves(frozen.reward):
         return jnp.zeros(text.tokens.shape[0])
-    trunk = jax.lax.stop_gradient(frozen.reward["trunk"])
-    hidden, _ = model.hidden(trunk, text.tokens, text.positions, text.segment_ids)
-    return last_score(frozen.reward["score"], hidden, text.mask)
+    return judged(model, frozen.reward, text)
 
 
 def _measures(batch: RolloutBatch, columns: Batch, rewards, beta):

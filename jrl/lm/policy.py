@@ -30,6 +30,7 @@ __all__ = [
     "by_parts",
     "certainly",
     "filled",
+    "judged",
     "last_score",
 ]
 
@@ -172,6 +173,16 @@ def last_score(
     """Reads a score head at the last token of the mask of each row: what a reward model says."""
     scores = transformer.scores(head, hidden_BxLxD)
     return jnp.sum(reward_at_last_token(jnp.ones_like(scores[:, 0]), mask) * scores, axis=1)
+
+
+def judged(model: Transformer, params: Params, text: TokenBatch) -> Float[Array, " B"]:
+    """Returns what a reward model says of each row, without a gradient.
+
+    Its `params` are {"trunk", "score"}; it is read at the last token of the mask.
+    """
+    params = jax.lax.stop_gradient(params)
+    hidden, _ = model.hidden(params["trunk"], text.tokens, text.positions, text.segment_ids)
+    return last_score(params["score"], hidden, text.mask)
 
 
 def _shapes(params: Params) -> dict[str, tuple[int, ...]]:

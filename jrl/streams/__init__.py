@@ -6,13 +6,13 @@ samples and reward functions judge.
 """
 
 from jrl.streams.answers import Answers
-from jrl.streams.asking import Asker, Exam
+from jrl.streams.asking import Asker, Asking, Exam
 from jrl.streams.contract import Drawn, Held, Start, Stream, Task
 from jrl.streams.examples import Examples
 from jrl.streams.experiment import StreamExperiment
 from jrl.streams.models import Model
 from jrl.streams.records import Data
-from jrl.streams.tasks import Asking, Dpo, Grpo, RewardModel, RlhfPpo, Sft
+from jrl.streams.tasks import Dpo, Grpo, RewardModel, RlhfPpo, Sft
 
 __all__ = [
     "Answers",

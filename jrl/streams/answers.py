@@ -8,10 +8,11 @@ import jax
 
 from jrl import metrics
 from jrl.data.loader import Loader
+from jrl.lm.policy import RolloutBatch
 from jrl.lm.requests import Settings
 from jrl.streams.asking import Asker, Exam, sample, to_batch
 from jrl.streams.contract import Drawn, Held
-from jrl.types import Key, Params, check_sizes
+from jrl.types import Array, Key, Params, check_sizes
 
 __all__ = ["Answers", "Config"]
 
@@ -39,7 +40,8 @@ class Config:
 class Answers:
     """A `Stream` of answers: prompts of a loader of records, sampled and scored.
 
-    `size` is the number of answers to each prompt, `settings` say how they are sampled.
+    `size` is the number of answers to each prompt, `settings` say how they are sampled. `score`, if
+    given, is what a reward model adds to the rewards of a batch.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class Answers:
         settings: Settings,
         key: Key,
         exam: Exam | None = None,
+        score: Callable[[RolloutBatch], Array] | None = None,
     ):
         self.loader, self.asker, self.config, self.exam = loader, asker, config, exam
-        self.size, self.settings, self.key = size, settings, key
+        self.size, self.settings, self.key, self.score = size, settings, key, score
 
     def draw(self, policy: Callable[[], Params], update: int) -> Drawn:
         """Samples and scores the answers of one batch.
@@ -80,6 +83,8 @@ class Answers:
         groups = (groups + spare)[: c.prompts]
         sums = {**metrics.join(measured), "rounds": (float(len(measured)), 1.0)}
         batch = to_batch(groups, c.lengths)
+        if self.score is not None:
+            batch = batch.replace(rewards=batch.rewards + self.score(batch))
         return Drawn(batch, sums, [sample(groups[0][0])], self.asker.notes())
 
     def evaluate(self, policy: Callable[[], Params]) -> Held:

@@ -1,25 +1,31 @@
 """Asking a policy: prompts are sampled from it, the answers scored and put into batches."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+import tyro
 
 from jrl import tree
+from jrl.data import sources
 from jrl.data.schemas import Record
 from jrl.lm import generation
+from jrl.lm import sampler as samplers
 from jrl.lm.policy import Frozen, Policy, RolloutBatch, TokenBatch
 from jrl.lm.requests import Completion, Settings
+from jrl.lm.rewards import Reward, check_columns
 from jrl.lm.rewards.scorer import Scorer
 from jrl.lm.sampler import Sampler
 from jrl.losses import tokens
 from jrl.streams.contract import Held
 from jrl.streams.models import Opened
+from jrl.streams.records import Data
 from jrl.types import Key, Metrics, Params
 
-__all__ = ["Answer", "Asker", "Exam", "sample", "to_batch"]
+__all__ = ["Answer", "Asker", "Asking", "Exam", "sample", "to_batch"]
 
 ROWS = 64
 """Answers whose divergence is computed at a time."""
@@ -187,3 +193,77 @@ def to_batch(groups: Sequence[Sequence[Answer]], lengths: Sequence[int]) -> Roll
         group_ids=np.repeat(np.arange(len(groups), dtype=np.int32), [len(g) for g in groups]),
         truncated=np.array([x.completion.finish != "stop" for x in answers]),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How prompts are sampled, and who judges the answers."""
+
+    reward: tyro.conf.Suppress[Reward | None] = None
+    """What answers to held-out prompts are worth; None to ask none."""
+    max_new_tokens: int = 128
+    """Longest answer."""
+    temperature: float = 0.0
+    """Of answers to held-out prompts; 0 for the likeliest tokens, 1 to measure a divergence."""
+    sampler: samplers.Config = samplers.Config()
+    """Sizes of the sampler."""
+    workers: int | None = None
+    """Processes that judge; None for one per core."""
+    timeout: float = 10.0
+    """Seconds that one judgement may take."""
+    max_failed: float = 0.25
+    """Share of failed judgements beyond which the run is stopped."""
+
+    def validate(self) -> None:
+        """Raises ValueError with one line that names the field and the fix."""
+        self.sampler.validate()
+        if self.max_new_tokens < 1:
+            raise ValueError(f"asking.max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"asking.temperature must be at least 0, got {self.temperature}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"asking.workers must be at least 1, got {self.workers}")
+        if not (self.timeout > 0 and 0 <= self.max_failed <= 1):
+            raise ValueError(
+                "asking.timeout must be positive and asking.max_failed from 0 to 1, "
+                f"got {self.timeout} and {self.max_failed}"
+            )
+
+    def check(self, opened: Opened, data: Data, split: str, reward: Reward | None) -> None:
+        """Raises ValueError for a record that cannot be asked, or misses what a reward needs."""
+        source, room = data.source(split), self.sampler.length - self.max_new_tokens
+        count = len(source) if split == "train" else min(len(source), data.held_out)
+        for index in range(count):
+            record = source[index]
+            where = f"data.{split}: {sources.place(source, index)}"
+            if "prompt" not in record:
+                raise ValueError(f"{where}: there is no prompt to ask, only {', '.join(record)}")
+            if not 0 < (size := len(opened.prompt_ids(record))) <= room:
+                raise ValueError(
+                    f"{where}: its prompt has {size} tokens, but sampler.length="
+                    f"{self.sampler.length} leaves 1 to {room} beside "
+                    f"max_new_tokens={self.max_new_tokens}"
+                )
+            if reward is not None:
+                try:
+                    check_columns(reward, [*record, "completion_ids"])
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from error
+
+    def asker(
+        self, opened: Opened, reward: Reward | None, dtype: str, sampler: Sampler | None = None
+    ) -> Asker:
+        """Makes what samples, in the dtype that the model is trained in, and judges."""
+        sampler = sampler or samplers.make(opened.model, self.sampler)
+        limits = (self.workers, self.timeout, self.max_failed)
+        return Asker(opened, sampler, Scorer(reward, *limits) if reward else None, dtype)
+
+    def exam(self, asker: Asker, data: Data, key: Key, reference=None) -> Exam | None:
+        """Makes the exam of held-out prompts, None if there is nobody to judge."""
+        if asker.scorer is None:
+            return None
+        records = data.held_out_records()
+        settings = Settings(
+            self.max_new_tokens, self.temperature, stop_ids=asker.opened.tokenizer.eos_ids
+        )
+        return Exam(asker, records, key, settings, (self.sampler.length,), reference)

@@ -1,6 +1,7 @@
 """The tasks of language models: what each algorithm needs of a model, data and rewards."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -8,19 +9,24 @@ import tyro
 
 from jrl import tree
 from jrl.algos import dpo, grpo, reward_model, rlhf_ppo, sft
-from jrl.data import loader, sources
+from jrl.data import loader
 from jrl.data.loader import Loader
 from jrl.data.schemas import Schema
-from jrl.lm import sampler as samplers
 from jrl.lm import transformer
-from jrl.lm.policy import Frozen, Policy, PreferenceBatch, TokenBatch
+from jrl.lm.policy import (
+    Frozen,
+    Policy,
+    PreferenceBatch,
+    RolloutBatch,
+    TokenBatch,
+    by_parts,
+    judged,
+)
 from jrl.lm.requests import Settings
-from jrl.lm.rewards import Reward, check_columns
-from jrl.lm.rewards.scorer import Scorer
-from jrl.lm.sampler import Sampler
+from jrl.lm.rewards import Reward
 from jrl.streams import answers
 from jrl.streams.answers import Answers
-from jrl.streams.asking import Asker, Exam
+from jrl.streams.asking import Asking
 from jrl.streams.contract import Start
 from jrl.streams.examples import Examples, batch_of
 from jrl.streams.models import (
@@ -33,85 +39,11 @@ from jrl.streams.models import (
     saver,
 )
 from jrl.streams.records import Data
-from jrl.types import Key, Params, check_sizes
+from jrl.types import Array, Key, Params, check_sizes
 
-__all__ = ["Asking", "Dpo", "Grpo", "RewardModel", "RlhfPpo", "Sft"]
+__all__ = ["Dpo", "Grpo", "RewardModel", "RlhfPpo", "Sft"]
 
 Dtype = Literal["float32", "bfloat16"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Asking:
-    """How prompts are sampled, and who judges the answers."""
-
-    reward: tyro.conf.Suppress[Reward | None] = None
-    """What answers to held-out prompts are worth; None to ask none."""
-    max_new_tokens: int = 128
-    """Longest answer."""
-    temperature: float = 0.0
-    """Of answers to held-out prompts; 0 for the likeliest tokens, 1 to measure a divergence."""
-    sampler: samplers.Config = samplers.Config()
-    """Sizes of the sampler."""
-    workers: int | None = None
-    """Processes that judge; None for one per core."""
-    timeout: float = 10.0
-    """Seconds that one judgement may take."""
-    max_failed: float = 0.25
-    """Share of failed judgements beyond which the run is stopped."""
-
-    def validate(self) -> None:
-        """Raises ValueError with one line that names the field and the fix."""
-        self.sampler.validate()
-        if self.max_new_tokens < 1:
-            raise ValueError(f"asking.max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"asking.temperature must be at least 0, got {self.temperature}")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"asking.workers must be at least 1, got {self.workers}")
-        if not (self.timeout > 0 and 0 <= self.max_failed <= 1):
-            raise ValueError(
-                "asking.timeout must be positive and asking.max_failed from 0 to 1, "
-                f"got {self.timeout} and {self.max_failed}"
-            )
-
-    def check(self, opened: Opened, data: Data, split: str, reward: Reward | None) -> None:
-        """Raises ValueError for a record that cannot be asked, or misses what a reward needs."""
-        source, room = data.source(split), self.sampler.length - self.max_new_tokens
-        count = len(source) if split == "train" else min(len(source), data.held_out)
-        for index in range(count):
-            record = source[index]
-            where = f"data.{split}: {sources.place(source, index)}"
-            if "prompt" not in record:
-                raise ValueError(f"{where}: there is no prompt to ask, only {', '.join(record)}")
-            if not 0 < (size := len(opened.prompt_ids(record))) <= room:
-                raise ValueError(
-                    f"{where}: its prompt has {size} tokens, but sampler.length="
-                    f"{self.sampler.length} leaves 1 to {room} beside "
-                    f"max_new_tokens={self.max_new_tokens}"
-                )
-            if reward is not None:
-                try:
-                    check_columns(reward, [*record, "completion_ids"])
-                except ValueError as error:
-                    raise ValueError(f"{where}: {error}") from error
-
-    def asker(
-        self, opened: Opened, reward: Reward | None, dtype: str, sampler: Sampler | None = None
-    ) -> Asker:
-        """Makes what samples, in the dtype that the model is trained in, and judges."""
-        sampler = sampler or samplers.make(opened.model, self.sampler)
-        limits = (self.workers, self.timeout, self.max_failed)
-        return Asker(opened, sampler, Scorer(reward, *limits) if reward else None, dtype)
-
-    def exam(self, asker: Asker, data: Data, key: Key, reference=None) -> Exam | None:
-        """Makes the exam of held-out prompts, None if there is nobody to judge."""
-        if asker.scorer is None:
-            return None
-        records = data.held_out_records()
-        settings = Settings(
-            self.max_new_tokens, self.temperature, stop_ids=asker.opened.tokenizer.eos_ids
-        )
-        return Exam(asker, records, key, settings, (self.sampler.length,), reference)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,10 +180,16 @@ class _Answers:
     """How prompts are sampled and judged."""
     reference_dtype: Dtype = "float32"
     """Of the frozen reference; with adapters it is their base, as it is."""
+    reward_model: Model = Model()
+    """The folder of a reward model, which judges answers too; None for none."""
 
     def validate(self, config: Any, hyper: Any) -> None:
         """Raises ValueError with one line that names the field and the fix; loads no weights."""
         self.model.validate()
+        if self.reward_model.folder is not None:
+            self.reward_model.validate("reward_model")
+        elif self.judge() is None:
+            raise ValueError("reward_model.folder: missing, and there is no reward function either")
         self.batches.validate()
         self.asking.validate()
         if not hyper.temperature > 0:
@@ -275,6 +213,15 @@ class _Answers:
             )
         self.data.validate()
         opened = outline(self.model)
+        if self.reward_model.folder is not None:
+            ours, theirs = opened.tokenizer, outline(self.reward_model).tokenizer
+            texts = [str(record.get("prompt")) for record in self.data.held_out_records()]
+            same = all(ours.encode(text) == theirs.encode(text) for text in texts)
+            if not same or ours.eos_ids != theirs.eos_ids or ours.vocab_size != theirs.vocab_size:
+                raise ValueError(
+                    "reward_model.folder: its tokenizer is not the policy's: "
+                    "name a reward model that was made of the same model"
+                )
         self.asking.check(opened, self.data, "train", self.judge())
         self.asking.check(opened, self.data, "test", self.asking.reward)
 
@@ -302,22 +249,36 @@ class _Answers:
 
 @dataclasses.dataclass(frozen=True)
 class Grpo(_Answers):
-    """Answers compared with others to their prompt, judged by `asking.reward`."""
+    """Answers compared with others to their prompt.
 
-    def validate(self, config: grpo.Config, hyper: Any) -> None:
-        """Raises ValueError with one line that names the field and the fix; loads no weights."""
-        if self.asking.reward is None:
-            raise ValueError("asking.reward: missing, give a function (prompt, answer) -> float")
-        super().validate(config, hyper)
+    Judged by `asking.reward`, by a reward model, or by the sum of both. Dynamic sampling goes by
+    the function alone.
+    """
+
+    reward_weight: float = 1.0
+    """What the reward model's scores are multiplied by before they are added."""
 
     def start(self, config: grpo.Config, hyper: Any, seed: int) -> Start:
         """Loads the model, opens the data and starts the reward's processes."""
         opened, policy, params, base = _policy(self.model, seed)
         held = float(hyper.beta) > 0
         frozen = _frozen(opened, base, self.reference_dtype) if held else Frozen(base)
-        reference = (policy, frozen) if held else None
-        stream = self.stream(opened, config, hyper, seed, reference)
+        stream = self.stream(opened, config, hyper, seed, (policy, frozen) if held else None)
+        if self.reward_model.folder is not None:
+            stream.score = self.scores(config, seed)
         return Start(grpo.make(policy, config), params, frozen, stream, saver(opened))
+
+    def scores(self, config: grpo.Config, seed: int) -> Callable[[RolloutBatch], Array]:
+        """Returns what the reward model adds to the rewards of a batch."""
+        opened = open_model(self.reward_model, _key(seed, 0))
+        params, parts = classifier(opened), config.minibatches * config.microbatches
+
+        @jax.jit
+        def score(params, text: TokenBatch):
+            params = tree.cast(params, config.compute_dtype)
+            return by_parts(lambda part: judged(opened.model, params, part), text, parts)
+
+        return lambda batch: self.reward_weight * score(params, batch.text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,27 +288,8 @@ class RlhfPpo(_Answers):
     `asking.reward` judges at evaluations alone: what a reward model was made to stand for.
     """
 
-    reward_model: Model = Model()
-    """The folder of a reward model; None for none."""
     reward: tyro.conf.Suppress[Reward | None] = None
     """A function whose rewards are added to the reward model's."""
-
-    def validate(self, config: rlhf_ppo.Config, hyper: Any) -> None:
-        """Raises ValueError with one line that names the field and the fix; loads no weights."""
-        if self.reward_model.folder is None and self.reward is None:
-            raise ValueError("reward_model.folder: missing, and there is no reward function either")
-        if self.reward_model.folder is not None:
-            self.reward_model.validate("reward_model")
-        super().validate(config, hyper)
-        if self.reward_model.folder is not None:
-            ours, theirs = outline(self.model).tokenizer, outline(self.reward_model).tokenizer
-            texts = [str(record["prompt"]) for record in self.data.held_out_records()]
-            same = all(ours.encode(text) == theirs.encode(text) for text in texts)
-            if not same or ours.eos_ids != theirs.eos_ids or ours.vocab_size != theirs.vocab_size:
-                raise ValueError(
-                    "reward_model.folder: its tokenizer is not the policy's: "
-                    "name a reward model that was made of the same model"
-                )
 
     def judge(self) -> Reward | None:
         """Returns the function whose rewards are added, None if there is none."""
@@ -358,8 +300,8 @@ class RlhfPpo(_Answers):
         opened, policy, params, base = _policy(self.model, seed)
         frozen, judge, trunk = _frozen(opened, base, self.reference_dtype), None, opened.params
         if self.reward_model.folder is not None:
-            judged = open_model(self.reward_model, _key(seed, 0))
-            judge, scored = judged.model, classifier(judged)
+            scorer = open_model(self.reward_model, _key(seed, 0))
+            judge, scored = scorer.model, classifier(scorer)
             frozen = frozen.replace(reward=scored)
             if _alike(judge, opened.model):
                 trunk = scored["trunk"]

@@ -59,7 +59,11 @@ def refused(experiment, directory, words, error=ValueError):
         ("sft", {"data": Data(train="nowhere.jsonl")}, "data.train: nowhere.jsonl is no file"),
         ("dpo", {"batches": dataclasses.replace(tiny.PAIRS, pack=True)}, "batches.pack must be"),
         ("dpo", {"batches": dataclasses.replace(tiny.PAIRS, epochs=1)}, "batches.epochs must be"),
-        ("grpo", {"asking": dataclasses.replace(tiny.ASKING, reward=None)}, "asking.reward: miss"),
+        (
+            "grpo",
+            {"asking": dataclasses.replace(tiny.ASKING, reward=None)},
+            "reward_model.folder: missing",
+        ),
         (
             "grpo",
             {"asking": dataclasses.replace(tiny.ASKING, max_new_tokens=5)},

@@ -140,3 +140,24 @@ def test_chains_of_runs(tmp_path):
     ppo.run(tmp_path / "rlhf_ppo" / "run", quiet=True)
     found = [m for _, m in rows(tmp_path / "rlhf_ppo" / "run") if "divergence" in m]
     assert found[0]["reward"] != 0 and found[0]["divergence"] == pytest.approx(0, abs=1e-4)
+
+
+def test_a_reward_model_judges_what_grpo_samples(tmp_path):
+    """Alone, and added to a function: the difference is what the function says."""
+    (tmp_path / "judge").mkdir()
+    scored = tiny.experiment("reward_model", tmp_path / "judge", 2)
+    scored.run(tmp_path / "judge" / "run", quiet=True)
+    judge = tiny.Model(folder=str(tmp_path / "judge" / "run" / "model"))
+    means = {}
+    for name, reward, weight in (("alone", None, 2.0), ("both", tiny.LENGTH, 2.0)):
+        (tmp_path / name).mkdir()
+        asking = dataclasses.replace(tiny.ASKING, reward=reward)
+        experiment = tiny.experiment(
+            "grpo", tmp_path / name, 1, reward_model=judge, reward_weight=weight, asking=asking
+        )
+        experiment.run(tmp_path / name / "run", quiet=True)
+        means[name] = next(m for _, m in rows(tmp_path / name / "run") if "grad_norm" in m)
+    assert means["alone"]["grad_norm"] > 0 and means["alone"]["equal_groups"] == 0
+    measured = means["both"]["reward/target_length"]
+    # `reward` of the row is the algorithm's, after the reward model.
+    assert means["both"]["reward"] - means["alone"]["reward"] == pytest.approx(measured, abs=1e-5)
