@@ -16,7 +16,7 @@ row for each number of threads, of which the faster counts.
     python -m benchmarks.lm_sft [--quick] [--repeats 5]
 
 `--gpu` measures jrl alone in bfloat16 (parameters of AdamW in float32) with a model of
-Qwen2.5-0.5B's shape and packed rows, with jax's own attention and with cudnn's.
+Qwen2.5-0.5B's shape and packed rows, with our attention and with cudnn's.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class LmSft(Options):
     """In each row of `gpu`."""
     microbatches: int = 4
     """Of `gpu`."""
-    attention: tuple[str, ...] = ("auto", "own", "cudnn")
+    attention: tuple[str, ...] = ("own", "cudnn")
     """Of `gpu`."""
     peak: int = 8192
     """Rows and columns of the matrices that `gpu` is compared with."""
