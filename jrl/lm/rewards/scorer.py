@@ -163,7 +163,7 @@ class Scorer:
         futures = [self._pool.submit(self._run, call) for _, _, call in calls]
         try:
             for (sample, which, _), future in zip(calls, futures, strict=True):
-                value, kind, text = _result(future)
+                value, kind, text = future.result()
                 failed = kind is not None
                 if failed:
                     failures.append(Failure(sample, self._names[which], kind, text))
@@ -303,16 +303,6 @@ class _Worker:
             # The process ended, and what it did not read is lost.
             pass
         return None, words.decode(errors="replace"), False
-
-
-def _result(future: concurrent.futures.Future):
-    """Waits as `future.result()` does, but notices a signal that another thread was given.
-
-    The system may deliver an interrupt to any thread; Python handles it when the main one wakes up.
-    """
-    while not concurrent.futures.wait([future], timeout=1.0).done:
-        pass
-    return future.result()
 
 
 def _end(pool: concurrent.futures.ThreadPoolExecutor, crew: list[_Worker]) -> None:
